@@ -1,0 +1,1 @@
+"""Pairs, priors and everything that reads or writes them."""

@@ -1,0 +1,34 @@
+"""The exceptions that the command line turns into one readable message and an exit code.
+
+Every message says what was seen, the rule it broke, and what to do instead.
+"""
+
+from __future__ import annotations
+
+
+class DuskfuseError(Exception):
+    """Something went wrong that the user can understand; ``exit_code`` is what the shell gets.
+
+    >>> str(DuskfuseError("ir/a.png is 1×1", rule="pictures need 4 pixels a side", remedy="remove the pair"))
+    'ir/a.png is 1×1; pictures need 4 pixels a side; remove the pair'
+    """
+
+    exit_code = 1
+
+    def __init__(self, seen: str, *, rule: str = "", remedy: str = "") -> None:
+        self.seen, self.rule, self.remedy = seen, rule, remedy
+        super().__init__("; ".join(part for part in (seen, rule, remedy) if part))
+
+
+class InputError(DuskfuseError):
+    """Wrong usage or wrong input: files, folders, options, configuration."""
+
+    exit_code = 2
+
+
+class TrainingError(DuskfuseError):
+    """Training cannot go on: a term became NaN or infinite."""
+
+
+class VerificationError(DuskfuseError):
+    """A written file does not do what the model it was made from does."""

@@ -1,0 +1,1 @@
+"""Terms, steps, recipes and the engine that alternates them."""

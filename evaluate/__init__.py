@@ -1,0 +1,1 @@
+"""Fusion metrics, trivial rows and reports that people can trust."""

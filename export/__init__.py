@@ -1,0 +1,1 @@
+"""From a trained student to files, numbers and pictures on a device."""

@@ -1,0 +1,1 @@
+"""Networks that need no prior, are exported, and run on the device."""

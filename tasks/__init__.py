@@ -1,0 +1,1 @@
+"""Networks that look at fused images; frozen and differentiable they are critics."""
