@@ -1,0 +1,42 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test its own duskfuse home and one torch thread, so that tests can run side by side."""
+    monkeypatch.setenv("DUSKFUSE_HOME", str(tmp_path_factory.mktemp("home")))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real pairs beside the checkout; skips the test where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the real pairs (../shared/data) are not on this machine")
+    return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_facts() -> Path:
+    """Golden metric values beside the checkout; skips the test where they are absent."""
+    if not (SHARED / "facts").is_dir():
+        pytest.skip("the golden values (../shared/facts) are not on this machine")
+    return SHARED / "facts"
+
+
+@pytest.fixture(scope="session")
+def squeezenet_weights() -> Path:
+    """ImageNet SqueezeNet trunk beside the checkout; skips the test where it is absent."""
+    path = SHARED / "weights" / "squeezenet1_1_features.safetensors"
+    if not path.is_file():
+        pytest.skip("the SqueezeNet trunk (../shared/weights) is not on this machine")
+    return path
