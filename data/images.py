@@ -1,0 +1,311 @@
+"""Picture files in and out: RGB outside, BGR never leaves this module.
+
+Pictures keep the depth they are stored in until a caller asks for numbers in [0, 1]; thermal pictures of 16 bit or
+float are scaled explicitly, by a fixed range or by percentiles, never by cutting bits off. Needs numpy and OpenCV only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from duskfuse.data.containers import Container, Size, TruncatedPictureError, container_of, size_of
+from duskfuse.data.errors import InputError
+
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+"""Lower-case file name endings that are taken for pictures."""
+
+SMALLEST_SIDE = 4
+"""Pixels: the smallest height and width that any network here accepts."""
+
+PERCENTILES = (0.1, 99.9)
+"""The percentiles of a 16-bit or float thermal picture that become 0 and 1 when no range is given."""
+
+_FORMATS = "PNG, JPEG, WebP, TIFF and BMP pictures are read"
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class ThermalRange:
+    """The stored values of a 16-bit or float thermal picture that become 0 and 1.
+
+    >>> ThermalRange(27000, 32000).high
+    32000
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([self.low, self.high]).all() and self.low < self.high):
+            raise InputError(
+                f"thermal range {self.low}..{self.high}",
+                rule="low must be below high, both finite",
+                remedy="give the range in the stored units of the infrared files, such as 27000 32000",
+            )
+
+
+def read_picture(path: Path) -> NDArray[Any]:
+    """Read a picture as stored: ``[H, W]`` or ``[H, W, 3]`` RGB; uint8, uint16 or float32.
+
+    Alpha is dropped, palettes are expanded, EXIF rotation is not applied (pairs are aligned as stored). TIFF of any
+    other number type becomes float32; of several pages or frames the first is read.
+
+    Raises:
+        InputError: the file is missing, empty, not a picture, truncated or damaged, smaller than 4 pixels a side, or
+            holds NaN or infinite values.
+    """
+    data, container = _open(path)
+    _complete_size(path, container, data)
+    picture = _rgb(_decode(path, container, data))
+    _check_size(path, (picture.shape[0], picture.shape[1]))
+    if picture.dtype not in (np.uint8, np.uint16):
+        picture = _finite_float(path, picture)
+    return picture
+
+
+def picture_size(path: Path) -> Size:
+    """Read (height, width) of a picture without decoding it (TIFF apart); same errors as :func:`read_picture`."""
+    data, container = _open(path)
+    size = _complete_size(path, container, data)
+    if size is None:
+        decoded = _decode(path, container, data)
+        size = decoded.shape[0], decoded.shape[1]
+    _check_size(path, size)
+    return size
+
+
+def read_infrared(path: Path, thermal_range: ThermalRange | None = None) -> NDArray[np.float32]:
+    """Read an infrared picture as ``[H, W]`` float32 in [0, 1].
+
+    Three equal channels are reduced to one; of three unequal ones the BT.601 luminance is taken. 8-bit pictures were
+    scaled by the camera: they are divided by 255 whatever the range. 16-bit and float pictures are scaled by
+    ``thermal_range`` where given, else by the percentiles 0.1 and 99.9 of the picture; values beyond are clipped.
+    A constant picture without a range becomes 0.
+    """
+    picture = _one_channel(read_picture(path))
+    if picture.dtype == np.uint8:
+        return _from_u8(picture)
+    span = thermal_range or _robust_range(picture)
+    if span is None:
+        return np.zeros(picture.shape, np.float32)
+    return scale_thermal(picture, span)
+
+
+def scale_thermal(picture: NDArray[Any], span: ThermalRange) -> NDArray[np.float32]:
+    """Map the stored values ``span.low .. span.high`` to float32 0 .. 1, clipping what lies beyond."""
+    scaled = (picture.astype(np.float64) - span.low) / (span.high - span.low)
+    return np.clip(scaled, 0, 1).astype(np.float32)
+
+
+def read_visible(path: Path) -> NDArray[np.float32]:
+    """Read a visible picture as ``[H, W, 3]`` RGB float32 in [0, 1]; grey is repeated in the three channels.
+
+    8-bit is divided by 255 and 16-bit by 65535. Float is taken as it is where its largest value is at most 1, else
+    divided by that value; negative values become 0.
+    """
+    picture = read_picture(path)
+    if picture.dtype == np.uint8:
+        scaled = _from_u8(picture)
+    elif picture.dtype == np.uint16:
+        scaled = picture.astype(np.float32) / np.float32(65535)
+    else:
+        scaled = np.clip(picture / max(float(picture.max()), 1.0), 0, 1).astype(np.float32)
+    return scaled if scaled.ndim == 3 else np.repeat(scaled[..., None], 3, axis=2)
+
+
+def read_grey_u8(path: Path) -> NDArray[np.uint8]:
+    """Read any picture as ``[H, W]`` 8-bit grey; 16-bit and float are scaled as :func:`read_infrared` does."""
+    picture = read_picture(path)
+    if picture.dtype == np.uint8:
+        return grey_u8(picture)
+    return _to_u8(read_infrared(path))
+
+
+def grey_u8(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Reduce 8-bit RGB (or grey) to ``[H, W]`` grey with OpenCV's integer weights, as published metrics do."""
+    grey: NDArray[np.uint8] = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    return grey
+
+
+def write_picture(path: Path, picture: NDArray[Any]) -> None:
+    """Write ``[H, W]`` grey or ``[H, W, 3]`` RGB as an 8-bit file, whole or not at all.
+
+    Float pictures are in [0, 1] and rounded to the nearest of 255 steps. The suffix chooses the format: .png, .webp,
+    .tif(f) and .bmp are lossless, .jpg is written at quality 95. Missing parent folders are made.
+
+    Raises:
+        InputError: unknown suffix.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in PICTURE_SUFFIXES:
+        raise InputError(
+            f"{path}: cannot write a picture with the suffix {path.suffix!r}",
+            rule="the suffix chooses the format",
+            remedy="use one of " + " ".join(sorted(PICTURE_SUFFIXES)),
+        )
+    _write_atomically(path, _encode(suffix, _to_u8(picture)))
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """Encode 8-bit ``[H, W]`` grey or ``[H, W, 3]`` RGB without loss."""
+    return _encode(".png", picture)
+
+
+def decode_png(data: bytes) -> NDArray[Any]:
+    """Decode what :func:`encode_png` made; ``ValueError`` where the data are damaged."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    if picture is None:
+        raise ValueError("not a complete PNG picture")
+    return _rgb(picture)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash the bytes of a file; the hexadecimal digest is a picture's key in the prior cache."""
+    with _readable(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to read ``path`` into an :class:`InputError`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file", remedy="check the name and the folder") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})", remedy="give a readable file") from error
+
+
+def _open(path: Path) -> tuple[bytes, Container]:
+    with _readable(path):
+        data = path.read_bytes()
+    if not data:
+        raise InputError(f"{path}: the file is empty", rule=_FORMATS, remedy="copy the file again or remove the pair")
+    container = container_of(data)
+    if container is None:
+        raise InputError(
+            f"{path}: not a picture, whatever its name says", rule=_FORMATS, remedy="convert the file or remove it"
+        )
+    return data, container
+
+
+def _complete_size(path: Path, container: Container, data: bytes) -> Size | None:
+    try:
+        return size_of(container, data)
+    except TruncatedPictureError as error:
+        raise InputError(
+            f"{path}: the {container} file is truncated ({len(data)} bytes)",
+            rule="a picture must be complete",
+            remedy="copy the file again or remove the pair",
+        ) from error
+
+
+def _decode(path: Path, container: Container, data: bytes) -> NDArray[Any]:
+    try:
+        picture: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        picture = None
+    if picture is None or picture.size == 0:
+        raise InputError(
+            f"{path}: the {container} file cannot be decoded",
+            rule="it is damaged, or of a kind of picture that OpenCV does not know",
+            remedy="copy the file again, save it as PNG, or remove the pair",
+        )
+    return picture
+
+
+def _rgb(picture: NDArray[Any]) -> NDArray[Any]:
+    """OpenCV's channels to grey or RGB: BGR is turned round and alpha dropped."""
+    if picture.ndim == 2:
+        return picture
+    if picture.shape[2] < 3:
+        return np.ascontiguousarray(picture[..., 0])
+    return np.ascontiguousarray(picture[..., 2::-1])
+
+
+def _check_size(path: Path, size: Size) -> None:
+    if min(size) < SMALLEST_SIDE:
+        raise InputError(
+            f"{path}: {size[1]}×{size[0]} pixels",
+            rule=f"pictures need at least {SMALLEST_SIDE} pixels a side",
+            remedy="remove the pair or give the full picture",
+        )
+
+
+def _finite_float(path: Path, picture: NDArray[Any]) -> NDArray[np.float32]:
+    converted = picture.astype(np.float32)
+    bad = int(np.count_nonzero(~np.isfinite(converted)))
+    if bad:
+        raise InputError(
+            f"{path}: {bad} of {converted.size} values are NaN or infinite",
+            rule="pictures must hold finite numbers",
+            remedy="replace dead pixels before fusing, or remove the pair",
+        )
+    return converted
+
+
+def _one_channel(picture: NDArray[Any]) -> NDArray[Any]:
+    if picture.ndim == 2:
+        return picture
+    first = picture[..., 0]
+    if np.array_equal(first, picture[..., 1]) and np.array_equal(first, picture[..., 2]):
+        return np.ascontiguousarray(first)
+    luminance: NDArray[Any] = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    return luminance
+
+
+def _robust_range(picture: NDArray[Any]) -> ThermalRange | None:
+    """The percentiles; where they coincide, the extremes; None for a constant picture."""
+    low, high = np.percentile(picture, PERCENTILES)
+    if not low < high:
+        low, high = picture.min(), picture.max()
+    return ThermalRange(float(low), float(high)) if low < high else None
+
+
+def _from_u8(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return picture.astype(np.float32) / np.float32(255)
+
+
+def _to_u8(picture: NDArray[Any]) -> NDArray[np.uint8]:
+    if picture.dtype == np.uint8:
+        return picture
+    if not np.issubdtype(picture.dtype, np.floating):
+        raise TypeError(f"pictures are written from uint8 or float in [0, 1], not {picture.dtype}")
+    if not np.isfinite(picture).all():
+        raise ValueError("the picture holds NaN or infinite values")
+    rounded: NDArray[np.uint8] = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return rounded
+
+
+def _encode(suffix: str, picture: NDArray[np.uint8]) -> bytes:
+    if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
+        raise ValueError(f"{picture.dtype} {picture.shape}, want uint8 [H,W] or [H,W,3]")
+    stored = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if suffix in (".jpg", ".jpeg") else []
+    done, data = cv2.imencode(suffix, stored, options)
+    if not done:
+        raise OSError(f"OpenCV could not encode a {suffix} picture")
+    return bytes(data)
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
