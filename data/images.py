@@ -85,35 +85,39 @@ def picture_size(path: Path) -> Size:
 
 
 def read_infrared(path: Path, thermal_range: ThermalRange | None = None) -> NDArray[np.float32]:
-    """Read an infrared picture as ``[H, W]`` float32 in [0, 1].
+    """Read an infrared picture as ``[H, W]`` float32 in [0, 1], see :func:`infrared_from`."""
+    return infrared_from(read_picture(path), thermal_range)
+
+
+def infrared_from(picture: NDArray[Any], thermal_range: ThermalRange | None = None) -> NDArray[np.float32]:
+    """Reduce an infrared picture as stored to ``[H, W]`` float32 in [0, 1].
 
     Three equal channels are reduced to one; of three unequal ones the BT.601 luminance is taken. 8-bit pictures were
     scaled by the camera: they are divided by 255 whatever the range. 16-bit and float pictures are scaled by
     ``thermal_range`` where given, else by the percentiles 0.1 and 99.9 of the picture; values beyond are clipped.
     A constant picture without a range becomes 0.
     """
-    picture = _one_channel(read_picture(path))
+    picture = _one_channel(picture)
     if picture.dtype == np.uint8:
         return _from_u8(picture)
     span = thermal_range or _robust_range(picture)
     if span is None:
         return np.zeros(picture.shape, np.float32)
-    return scale_thermal(picture, span)
-
-
-def scale_thermal(picture: NDArray[Any], span: ThermalRange) -> NDArray[np.float32]:
-    """Map the stored values ``span.low .. span.high`` to float32 0 .. 1, clipping what lies beyond."""
     scaled = (picture.astype(np.float64) - span.low) / (span.high - span.low)
     return np.clip(scaled, 0, 1).astype(np.float32)
 
 
 def read_visible(path: Path) -> NDArray[np.float32]:
-    """Read a visible picture as ``[H, W, 3]`` RGB float32 in [0, 1]; grey is repeated in the three channels.
+    """Read a visible picture as ``[H, W, 3]`` RGB float32 in [0, 1], see :func:`visible_from`."""
+    return visible_from(read_picture(path))
+
+
+def visible_from(picture: NDArray[Any]) -> NDArray[np.float32]:
+    """Scale a visible picture as stored to ``[H, W, 3]`` RGB float32 in [0, 1]; grey fills the three channels.
 
     8-bit is divided by 255 and 16-bit by 65535. Float is taken as it is where its largest value is at most 1, else
     divided by that value; negative values become 0.
     """
-    picture = read_picture(path)
     if picture.dtype == np.uint8:
         scaled = _from_u8(picture)
     elif picture.dtype == np.uint16:
@@ -128,7 +132,7 @@ def read_grey_u8(path: Path) -> NDArray[np.uint8]:
     picture = read_picture(path)
     if picture.dtype == np.uint8:
         return grey_u8(picture)
-    return _to_u8(read_infrared(path))
+    return _to_u8(infrared_from(picture))
 
 
 def grey_u8(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
