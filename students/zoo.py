@@ -1,0 +1,110 @@
+"""The student zoo: trained students by name, and any student checkpoint by path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import JsonValue
+from torch import nn
+
+from duskfuse.data.errors import InputError
+from duskfuse.data.weights import ModelCard, load_weights, read_card
+from duskfuse.students import unet
+from duskfuse.students.unet import OutputHead, UNetStudent
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""Folder of the packaged weights, ``<name>.safetensors``."""
+STUDENT_ARCHITECTURES = (unet.ARCHITECTURE,)
+
+_TEACHERS = ("sage-main",)
+
+
+class ModelName(StrEnum):
+    """Students whose trained weights come with the package."""
+
+    UNET = "unet"
+
+
+def build_student(architecture: str, settings: Mapping[str, JsonValue]) -> nn.Module:
+    """Make an untrained student from its architecture and constructor arguments (missing ones take their default).
+
+    Raises InputError for an unknown architecture, a teacher's, or wrong settings.
+    """
+    if architecture in _TEACHERS:
+        raise InputError(
+            f"{architecture!r} is a teacher, not a student",
+            rule="a teacher needs the regions of each picture and never ships",
+            remedy=f"give the checkpoint of a student, or one of the names {', '.join(ModelName)}",
+        )
+    match architecture, {"head": OutputHead.SIGMOID.value} | dict(settings):
+        case unet.ARCHITECTURE, {"head": str(head), **unknown} if head in list(OutputHead) and not unknown:
+            return UNetStudent(OutputHead(head))
+        case unet.ARCHITECTURE, _:
+            raise InputError(
+                f"{architecture!r} with settings {dict(settings)}",
+                rule=f"its only setting is head: {' or '.join(OutputHead)}",
+                remedy="correct the settings",
+            )
+    raise InputError(
+        f"unknown student architecture {architecture!r}",
+        rule=f"this version knows {', '.join(STUDENT_ARCHITECTURES)}",
+        remedy="update duskfuse or give another checkpoint",
+    )
+
+
+def load_student(model: str | Path) -> tuple[nn.Module, ModelCard]:
+    """Load a student, in eval mode, by the name of a packaged model or from a checkpoint of any student architecture.
+
+    Raises InputError for an unknown name, a missing file, a teacher's checkpoint, and whatever is wrong with the file
+    (see `duskfuse.data.weights.load_weights`).
+    """
+    path = _weights_path(model)
+    card = read_card(path)
+    try:
+        student = build_student(card.architecture, card.settings)
+    except InputError as error:
+        raise InputError(f"{path}: {error.seen}", rule=error.rule, remedy=error.remedy) from None
+    load_weights(path, student, card.architecture)
+    return student.eval(), card
+
+
+def list_models() -> dict[str, dict[str, JsonValue]]:
+    """Describe every model of the zoo from the card of its packaged weights."""
+    return {name.value: _described(WEIGHTS / f"{name}.safetensors") for name in ModelName}
+
+
+def _described(packaged: Path) -> dict[str, JsonValue]:
+    if not packaged.is_file():
+        return {"installed": False}
+    student, card = load_student(packaged)
+    return {
+        "installed": True,
+        "architecture": card.architecture,
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "colour": card.colour,
+        "version": card.version,
+        "training_data": card.training_data,
+        "licence": card.licence,
+    }
+
+
+def _weights_path(model: str | Path) -> Path:
+    if isinstance(model, str) and model in list(ModelName):
+        packaged = WEIGHTS / f"{model}.safetensors"
+        if not packaged.is_file():
+            raise InputError(
+                f"the weights of {model!r} are not in this installation ({packaged.name} is missing)",
+                rule="a model given by name needs its packaged weights",
+                remedy="install duskfuse again, or train a student and give the path of its checkpoint",
+            )
+        return packaged
+    path = Path(model)
+    if not path.exists():
+        raise InputError(
+            f"{str(model)!r} is neither a model nor a file",
+            rule=f"models are {', '.join(ModelName)}; the path of a checkpoint is accepted too",
+            remedy="correct the name or the path",
+        )
+    return path
