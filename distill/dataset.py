@@ -1,0 +1,120 @@
+"""Training samples: one geometric draw cuts the pair, its masks and its cached teacher image together.
+
+Sample ``i`` of a run depends on the seed and ``i`` alone: which pair, which crop, which flip, which masks. So a resumed
+run sees exactly the batches that the uninterrupted one would have seen, with any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from duskfuse.data.geometry import GeometricDraw, draw_crop, pad_to
+from duskfuse.data.images import file_sha256
+from duskfuse.data.layout import PairFiles, read_pair
+from duskfuse.data.pair import Pair
+from duskfuse.data.priors.cache import PriorStore, TeacherImage, pair_key
+from duskfuse.data.priors.masks import MaskSet
+from duskfuse.distill.context import Batch
+from duskfuse.distill.recipe import DataConfig
+
+MEMORY_BUDGET = 2 * 2**30
+"""Bytes of decoded pictures that all loading processes together keep, so that small data sets are decoded once."""
+
+
+class TrainingPairs(Dataset[dict[str, Tensor]]):
+    """Endless training samples of a list of pairs, addressed by their number in the run."""
+
+    def __init__(
+        self,
+        pairs: Sequence[PairFiles],
+        config: DataConfig,
+        seed: int,
+        *,
+        masks: PriorStore | None,
+        teacher: PriorStore | None = None,
+    ) -> None:
+        self.pairs = list(pairs)
+        self._config, self._seed = config, seed
+        self._masks, self._teacher = masks, teacher
+        self._keys = [(file_sha256(files.ir), file_sha256(files.vis)) for files in self.pairs]
+        self._kept: dict[int, Pair] = {}
+        self._kept_bytes = 0
+
+    def position(self, number: int) -> int:
+        """Which pair sample ``number`` shows: every epoch is a fresh permutation of all pairs."""
+        epoch, offset = divmod(number, len(self.pairs))
+        generator = torch.Generator().manual_seed(_mix(self._seed, epoch, 1))
+        return int(torch.randperm(len(self.pairs), generator=generator)[offset])
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        position = self.position(number)
+        pair = self._pair(position)
+        generator = torch.Generator().manual_seed(_mix(self._seed, number, 2))
+        draw = draw_crop(pair.size, self._config.crop, generator, flip=self._config.flip)
+        key_ir, key_vis = self._keys[position]
+        sample = {
+            "ir": self._cut(pair.ir, draw),
+            "vis": self._cut(pair.vis, draw),
+            "masks_ir": self._mask_planes(key_ir, draw, generator),
+            "masks_vis": self._mask_planes(key_vis, draw, generator),
+            "position": torch.tensor(position),
+        }
+        if self._teacher is not None:
+            record = self._teacher.get(pair_key(key_ir, key_vis))
+            assert isinstance(record, TeacherImage)
+            sample["teacher_y"] = self._cut(torch.from_numpy(record.y)[None].float() / 255, draw)
+        return sample
+
+    def _pair(self, position: int) -> Pair:
+        kept = self._kept.get(position)
+        if kept is not None:
+            return kept
+        pair = read_pair(self.pairs[position])
+        worker = get_worker_info()
+        size = 4 * (pair.ir.numel() + pair.vis.numel())
+        if self._kept_bytes + size <= MEMORY_BUDGET // (worker.num_workers if worker else 1):
+            self._kept[position] = pair
+            self._kept_bytes += size
+        return pair
+
+    def _cut(self, picture: Tensor, draw: GeometricDraw) -> Tensor:
+        return pad_to(draw.crop(picture), self._config.crop)
+
+    def _mask_planes(self, key: str, draw: GeometricDraw, generator: torch.Generator) -> Tensor:
+        """``[N, h, w]`` bool: up to N masks drawn from the largest K that touch the crop; empty slots are all False."""
+        planes = torch.zeros(self._config.masks, draw.height, draw.width, dtype=torch.bool)
+        if self._masks is not None:
+            record = self._masks.get(key)
+            assert isinstance(record, MaskSet)
+            pool = record.decode(range(min(self._config.mask_pool, len(record))), window=draw.window)
+            present = np.flatnonzero(pool.any(axis=(1, 2)))
+            order = torch.randperm(len(present), generator=generator)[: self._config.masks]
+            chosen = torch.from_numpy(pool[present[order.numpy()]])
+            planes[: len(chosen)] = chosen
+        return pad_to(draw.orient(planes), self._config.crop)
+
+
+def _mix(seed: int, number: int, stream: int) -> int:
+    """One well-spread seed out of three numbers."""
+    return int(np.random.SeedSequence([seed, number, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def load_batches(dataset: TrainingPairs, config: DataConfig, first: int, last: int) -> Iterator[Batch]:
+    """Batches number ``first`` to ``last`` (exclusive) of the run."""
+    numbers = range(first * config.batch, last * config.batch)
+    loader: DataLoader[dict[str, Tensor]] = DataLoader(
+        dataset,
+        batch_size=config.batch,
+        sampler=numbers,
+        num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
+    for tensors in loader:
+        names = tuple(dataset.pairs[int(i)].name for i in tensors.pop("position"))
+        yield Batch(names=names, **tensors)

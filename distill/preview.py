@@ -1,0 +1,68 @@
+"""Sample grids: what the networks see and make, one row per sample, so that a user can look before reading numbers."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from duskfuse.data.colour import recombine
+from duskfuse.distill.context import Batch, BatchContext
+from duskfuse.distill.recipe import FusionField, Owner
+
+MAX_ROWS = 4
+GAP = 4
+TITLE_HEIGHT = 20
+MASK_COLOURS = torch.tensor([[0.95, 0.3, 0.25], [0.3, 0.75, 0.95], [0.55, 0.85, 0.3], [0.95, 0.75, 0.2]])
+
+
+def sample_grid(context: BatchContext) -> NDArray[np.uint8]:
+    """IR, visible, masks of both and every fused picture at hand, uint8 ``[H, W, 3]`` RGB."""
+    batch = context.batch
+    columns: dict[str, Tensor] = {
+        "infrared": batch.ir.expand(-1, 3, -1, -1),
+        "visible": batch.vis,
+        "masks ir": _overlay(batch.ir.expand(-1, 3, -1, -1), batch.masks_ir),
+        "masks vis": _overlay(batch.vis, batch.masks_vis),
+    }
+    with torch.no_grad():
+        for owner, field in ((Owner.TEACHER, FusionField.TEACHER_SG), (Owner.STUDENT, FusionField.STUDENT_SG)):
+            if context.has(owner):
+                columns[owner.value] = recombine(context.field(field).y, batch.vis)
+    if batch.teacher_y is not None:
+        columns["cached teacher"] = recombine(batch.teacher_y, batch.vis)
+    return np.hstack([_column(title, pictures) for title, pictures in columns.items()])
+
+
+def _overlay(picture: Tensor, masks: Tensor) -> Tensor:
+    """Tint the pixels of each mask slot with its own colour."""
+    picture = picture.clone()
+    for slot in range(masks.shape[1]):
+        colour = MASK_COLOURS[slot % len(MASK_COLOURS)].to(picture).view(1, 3, 1, 1)
+        picture = torch.where(masks[:, slot, None], picture * 0.55 + colour * 0.45, picture)
+    return picture
+
+
+def _column(title: str, pictures: Tensor) -> NDArray[np.uint8]:
+    levels = (pictures[:MAX_ROWS].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    width = levels.shape[2]
+    header = np.full((TITLE_HEIGHT, width, 3), 24, np.uint8)
+    cv2.putText(header, title, (3, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (235, 235, 235), 1, cv2.LINE_AA)
+    gap = np.full((GAP, width, 3), 24, np.uint8)
+    stacked = np.vstack([header, *(part for picture in levels for part in (picture, gap))])
+    return np.pad(stacked, ((0, 0), (0, GAP), (0, 0)), constant_values=24)
+
+
+def preview_batch(batch: Batch) -> Batch:
+    """The first few samples of a batch, for the grid."""
+    teacher_y = None if batch.teacher_y is None else batch.teacher_y[:MAX_ROWS]
+    return Batch(
+        ir=batch.ir[:MAX_ROWS],
+        vis=batch.vis[:MAX_ROWS],
+        masks_ir=batch.masks_ir[:MAX_ROWS],
+        masks_vis=batch.masks_vis[:MAX_ROWS],
+        names=batch.names[:MAX_ROWS],
+        teacher_y=teacher_y,
+    )

@@ -1,0 +1,307 @@
+"""Recipes: ordered phases of steps as plain data, naming terms and numbers and nothing else.
+
+A recipe is a YAML file. Unknown keys, unknown terms and fields that cannot exist (a feature loss against a cached
+picture) are refused before anything is computed. ``--set key.path=value`` changes single numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from duskfuse.data.errors import InputError
+
+RECIPE_FOLDER = "recipes"
+
+
+class Owner(StrEnum):
+    """Which network a step moves."""
+
+    STUDENT = "student"
+    TEACHER = "teacher"
+
+
+class FusionField(StrEnum):
+    """What a term may look at: live outputs, their stop-gradient twins, and the cached teacher image."""
+
+    STUDENT = "student"
+    STUDENT_SG = "student_sg"
+    TEACHER = "teacher"
+    TEACHER_SG = "teacher_sg"
+    TEACHER_CACHED = "teacher_cached"
+
+
+class TermName(StrEnum):
+    """Every loss that a recipe can name; the functions are in ``duskfuse.distill.terms``."""
+
+    SOURCE_MSE = "source_mse"
+    INTENSITY_MAX = "intensity_max"
+    GRADIENT_MAX = "gradient_max"
+    SSIM_SOURCES = "ssim_sources"
+    PIXEL_TRIPLET = "pixel_triplet"
+    GRADIENT_TRIPLET = "gradient_triplet"
+    CONTRASTIVE = "contrastive"
+    FEATURES = "features"
+    PIXEL_REFERENCE = "pixel_reference"
+    SSIM_REFERENCE = "ssim_reference"
+    GRADIENT_REFERENCE = "gradient_reference"
+
+
+NEEDS_TAPS = frozenset({TermName.FEATURES})
+WITHOUT_REFERENCE = frozenset(
+    {TermName.SOURCE_MSE, TermName.INTENSITY_MAX, TermName.GRADIENT_MAX, TermName.SSIM_SOURCES}
+)
+
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TermConfig(_Plain):
+    """One weighted term of a step."""
+
+    weight: Weight
+    reference: FusionField | None = None
+    """The image or taps the term compares with; by default the other network's stop-gradient twin."""
+    ramp: tuple[int, int] | None = None
+    """The weight grows linearly from 0 to its value between these two steps of the owner."""
+
+
+class StepConfig(_Plain):
+    """One kind of update: an owner and the terms that move it."""
+
+    owner: Owner
+    terms: dict[TermName, TermConfig]
+
+    @property
+    def live(self) -> FusionField:
+        """The owner's output with its graph."""
+        return FusionField(self.owner.value)
+
+    def reference(self, term: TermName) -> FusionField | None:
+        """The field that ``term`` compares with, after defaults; None for terms that know only the sources."""
+        if term in WITHOUT_REFERENCE:
+            return None
+        other = FusionField.TEACHER_SG if self.owner is Owner.STUDENT else FusionField.STUDENT_SG
+        return self.terms[term].reference or other
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_weights(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("terms"), dict):
+            terms = {k: {"weight": v} if isinstance(v, int | float) else v for k, v in values["terms"].items()}
+            return {**values, "terms": terms}
+        return values
+
+    @model_validator(mode="after")
+    def _fields_exist(self) -> StepConfig:
+        for name, term in self.terms.items():
+            if term.reference and name in WITHOUT_REFERENCE:
+                raise ValueError(f"term {name} compares with the sources only: remove its reference")
+            reference = self.reference(name)
+            if reference is self.live:
+                raise ValueError(f"term {name} compares {self.owner} with itself: name another reference")
+            if name in NEEDS_TAPS and reference is FusionField.TEACHER_CACHED:
+                raise ValueError(
+                    f"term {name} needs feature maps, and a cached teacher image has none: "
+                    "remove the term or use reference: teacher_sg"
+                )
+        return self
+
+
+class PhaseConfig(_Plain):
+    """A stretch of the run: ``batches`` batches, each given to the next step of the cycle."""
+
+    name: str
+    batches: Positive
+    cycle: Annotated[list[str], Field(min_length=1)]
+
+
+class OptimiserConfig(_Plain):
+    """Adam with a cosine schedule over exactly this owner's own number of steps."""
+
+    lr: Annotated[float, Field(gt=0)]
+    final_lr: Annotated[float, Field(gt=0)] = 1e-5
+    warmup: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class DataConfig(_Plain):
+    """How samples are cut from the pairs."""
+
+    crop: tuple[Positive, Positive] = (192, 256)
+    """(height, width) in pixels."""
+    batch: Positive = 4
+    masks: Positive = 4
+    """Mask slots per modality, N."""
+    mask_pool: Positive = 20
+    """Only the largest K masks of a picture are drawn from, K_cache."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    workers: Annotated[int, Field(ge=0)] = 2
+
+
+class EncoderName(StrEnum):
+    """Frozen networks whose features the contrastive term compares."""
+
+    SAM = "sam"
+    SQUEEZENET = "squeezenet"
+    FILTERS = "filters"
+
+
+class EncoderConfig(_Plain):
+    """The frozen feature encoder; without a name the best one whose weights are given, else ``filters``."""
+
+    name: EncoderName | None = None
+    weights: Path | None = None
+
+
+class Precision(StrEnum):
+    """Arithmetic of the networks' forward passes; losses are always float32."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Recipe(_Plain):
+    """Everything a run depends on besides the data."""
+
+    name: str
+    seed: int = 2
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    precision: Precision = Precision.AUTO
+    optimisers: dict[Owner, OptimiserConfig]
+    steps: dict[str, StepConfig]
+    phases: Annotated[list[PhaseConfig], Field(min_length=1)]
+    save_every: Positive = 200
+    """Batches between checkpoints."""
+    sample_every: Positive = 200
+    """Batches between sample grids."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        for phase in self.phases:
+            for step in phase.cycle:
+                if step not in self.steps:
+                    raise ValueError(f"phase {phase.name} names step {step!r}; steps are {', '.join(self.steps)}")
+                if self.steps[step].owner not in self.optimisers:
+                    raise ValueError(f"step {step!r} moves the {self.steps[step].owner}, which has no optimiser")
+        return self
+
+    @property
+    def total_batches(self) -> int:
+        """Batches of the whole run."""
+        return sum(phase.batches for phase in self.phases)
+
+    def step_at(self, batch: int) -> tuple[str, str]:
+        """(phase name, step name) of a batch number."""
+        start = 0
+        for phase in self.phases:
+            if batch < start + phase.batches:
+                return phase.name, phase.cycle[(batch - start) % len(phase.cycle)]
+            start += phase.batches
+        raise IndexError(f"batch {batch} of {self.total_batches}")
+
+    def owner_steps(self, owner: Owner) -> int:
+        """How many optimiser steps ``owner`` makes in the whole run: the length of its schedule."""
+        return sum(self.steps[self.step_at(batch)[1]].owner is owner for batch in range(self.total_batches))
+
+    def fields_used(self) -> set[FusionField]:
+        """Every field that some step of some phase looks at."""
+        fields: set[FusionField] = set()
+        for name in {step for phase in self.phases for step in phase.cycle}:
+            step = self.steps[name]
+            references = {step.reference(term) for term in step.terms}
+            fields |= {step.live} | {field for field in references if field is not None}
+        return fields
+
+    def terms_used(self) -> set[TermName]:
+        """Every term that some step of some phase computes."""
+        return {term for phase in self.phases for step in phase.cycle for term in self.steps[step].terms}
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("duskfuse.distill") / RECIPE_FOLDER
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str | Path, changes: Iterable[str] = ()) -> Recipe:
+    """Read a recipe by name or file, apply ``key.path=value`` changes and validate the result."""
+    values = _read(recipe)
+    for change in changes:
+        _apply(values, change)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise InputError(
+            f"recipe {recipe}: {problems}",
+            remedy=f"mend the file or the --set; packaged recipes: {', '.join(recipe_names())}",
+        ) from None
+
+
+def _read(recipe: str | Path) -> dict[str, Any]:
+    if str(recipe) in recipe_names():
+        text = (resources.files("duskfuse.distill") / RECIPE_FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8")
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text(encoding="utf-8")
+    else:
+        raise InputError(
+            f"no recipe {str(recipe)!r}",
+            rule="a recipe is a packaged name or a YAML file",
+            remedy=f"names: {', '.join(recipe_names())}",
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {recipe} is not YAML: {error}", remedy="mend the file") from None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"recipe {recipe} holds {type(values).__name__}", rule="a recipe is a mapping of keys to values"
+        )
+    return values
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    """Apply one ``a.b.0.c=value``; the value is read as YAML, list items are named by their number."""
+    path, separator, text = change.partition("=")
+    if not separator or not path:
+        raise InputError(f"--set {change!r}", rule="changes are written key.path=value", remedy="e.g. data.batch=2")
+    node: Any = values
+    *parents, last = path.split(".")
+    for key in parents:
+        node = _child(node, key, path)
+    value = yaml.safe_load(text)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, key: str, path: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, path)]
+    child = node.setdefault(key, {}) if isinstance(node, dict) else None
+    if isinstance(child, int | float):  # a bare weight: widen it so that one of its keys can be set
+        child = node[key] = {"weight": child}
+    if not isinstance(child, dict | list):
+        raise InputError(f"--set {path}: {key!r} holds {child!r}", rule="only mappings and lists have keys below them")
+    return child
+
+
+def _index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise InputError(f"--set {path}: no item {key!r}", rule=f"the list there has items 0 to {len(node) - 1}")
+    return int(key)

@@ -1,0 +1,370 @@
+"""The command line: one verb, one function, one command.
+
+Every command imports what it needs inside its body, so that ``--help`` does not wait for torch. Progress goes to
+stderr; ``--json`` prints the result on stdout and nothing else there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from duskfuse import __version__
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="duskfuse",
+    help="Infrared and visible cameras fused into one picture, in real time, on a small device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Data = Annotated[Path, typer.Argument(help="Folder of pairs in any recognised layout.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
+Cache = Annotated[Path | None, typer.Option(help="Prior cache; default $DUSKFUSE_HOME/cache.", show_default=False)]
+Split = Annotated[str | None, typer.Option(help="Use one split of DATA only, e.g. train.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run of this command wrote.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
+Masks = Annotated[
+    str | None, typer.Option(help="Which cached masks to use: sam, regions or labels.", show_default=False)
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    context.obj = {"debug": debug}
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("demo"),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole job on built-in scenes: masks, training, export, scores, timings, a report page."""
+    with _verb(as_json):
+        from duskfuse.demo import demo
+
+        report = demo(out=out, overwrite=overwrite)
+        _show(report.to_json(), as_json, report.tables())
+
+
+@app.command("cache-masks")
+def cache_masks_command(
+    data: Data,
+    source: Annotated[str | None, typer.Option(help="sam, regions or labels.", show_default=False)] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="SAM checkpoint.", show_default=False)] = None,
+    preset: Annotated[str, typer.Option(help="SAM settings: fast or paper.")] = "fast",
+    cache: Cache = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Compute region masks of every picture once and keep them."""
+    with _verb(as_json):
+        from duskfuse.data.priors.cache_masks import cache_masks
+        from duskfuse.data.priors.sources import MaskSourceName
+
+        name = None if source is None else _choice(MaskSourceName, source, "--source")
+        report = cache_masks(data, source=name, checkpoint=checkpoint, preset=preset, cache=cache, dry_run=dry_run)
+        _show(report.to_json(), as_json)
+
+
+@app.command("cache-teacher")
+def cache_teacher_command(
+    data: Data,
+    teacher: Annotated[
+        Path, typer.Option(help="Main-network weights, or a folder of fused pictures.", show_default=False)
+    ],
+    cache: Cache = None,
+    masks: Masks = None,
+    split: Split = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many pairs, spread evenly.", show_default=False)] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a slow teacher's picture of every pair."""
+    with _verb(as_json):
+        from duskfuse.data.priors.sources import MaskSourceName
+        from duskfuse.teachers.cache_teacher import cache_teacher
+
+        chosen = None if masks is None else _choice(MaskSourceName, masks, "--masks")
+        report = cache_teacher(
+            data, teacher=teacher, cache=cache, masks=chosen, split=split, limit=limit, dry_run=dry_run
+        )
+        _show(report.to_json(), as_json)
+
+
+@app.command("distill")
+def distill_command(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder.", show_default=False)],
+    recipe: Annotated[str, typer.Option(help="Packaged name or YAML file; see `duskfuse recipes`.")] = "default",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one number: key.path=value; repeatable.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Overwrite = False,
+    init: Annotated[
+        list[Path] | None, typer.Option(help="Start from these weights; repeatable.", show_default=False)
+    ] = None,
+    cache: Cache = None,
+    masks: Masks = None,
+    teacher: Annotated[str | None, typer.Option(help="Which cached teacher to use.", show_default=False)] = None,
+    encoder: Annotated[str | None, typer.Option(help="sam, squeezenet or filters.", show_default=False)] = None,
+    encoder_weights: Annotated[Path | None, typer.Option(help="Weights of the encoder.", show_default=False)] = None,
+    split: Split = None,
+    as_json: Json = False,
+) -> None:
+    """Train main network and student by a recipe."""
+    with _verb(as_json):
+        from duskfuse.data.priors.sources import MaskSourceName
+        from duskfuse.distill.distill import distill
+        from duskfuse.distill.recipe import EncoderName
+
+        report = distill(
+            data,
+            out=out,
+            recipe=recipe,
+            changes=changes or (),
+            resume=resume,
+            overwrite=overwrite,
+            init=init or (),
+            cache=cache,
+            masks=None if masks is None else _choice(MaskSourceName, masks, "--masks"),
+            teacher=teacher,
+            encoder=None if encoder is None else _choice(EncoderName, encoder, "--encoder"),
+            encoder_weights=encoder_weights,
+            split=split,
+        )
+        _show(report.to_json(), as_json)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    data: Data,
+    out: Out,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Zoo name, checkpoint or ONNX file; repeatable.", show_default=False)
+    ] = None,
+    fused: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of fused pictures; repeatable.", show_default=False)
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="Row to give PSNR against.", show_default=False)] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Score models and folders of fused pictures, with the trivial rows always beside them."""
+    with _verb(as_json):
+        from duskfuse.evaluate.evaluate import evaluate, terminal_table
+
+        evaluation = evaluate(
+            data,
+            model=model or (),
+            fused=_named_folders(fused or []),
+            reference=reference,
+            out=out,
+            overwrite=overwrite,
+        )
+        _show(evaluation.to_json(), as_json, [terminal_table(evaluation)])
+
+
+@app.command("fuse")
+def fuse_command(
+    ir: Annotated[Path, typer.Option(help="Infrared picture or folder.", show_default=False)],
+    vis: Annotated[Path, typer.Option(help="Visible picture or folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Picture or folder to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Zoo name, checkpoint or ONNX file.")] = "unet",
+    resize_ir: Annotated[
+        bool, typer.Option("--resize-ir", help="Resize infrared pictures to the visible size.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fuse one pair, or two folders matched by name."""
+    with _verb(as_json):
+        from duskfuse.export.fuse import fuse
+
+        report = fuse(ir, vis, out, model=model, overwrite=overwrite, resize_ir=resize_ir)
+        _show(report.to_json(), as_json)
+
+
+@app.command("export")
+def export_command(
+    model: Annotated[str, typer.Argument(help="Zoo name or checkpoint.", show_default=False)],
+    out: Out,
+    precision: Annotated[str, typer.Option(help="Comma-separated: fp32, fp16, int8.")] = "fp32,fp16,int8",
+    size: Annotated[
+        list[str] | None, typer.Option(help="WIDTHxHEIGHT of a static file; repeatable.", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Pairs to calibrate and verify on; default: built-in scenes.", show_default=False),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write verified ONNX files for the device."""
+    with _verb(as_json):
+        from duskfuse.export.export import Precision, export
+
+        precisions = [_choice(Precision, text.strip(), "--precision") for text in precision.split(",")]
+        report = export(
+            model, out=out, precision=precisions, size=size or (), calibration=calibration, overwrite=overwrite
+        )
+        _show(report.to_json(), as_json, [report.table()])
+
+
+@app.command("bench")
+def bench_command(
+    model: Annotated[list[str], typer.Argument(help="Models, ONNX files or bundles.", show_default=False)],
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT.")] = "640x480",
+    threads: Threads = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime or torch.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Time models on this machine: batch 1, warm-up, median, p90, p99."""
+    with _verb(as_json):
+        from duskfuse.export.bench import Backend, bench
+
+        chosen = None if backend is None else _choice(Backend, backend, "--backend")
+        report = bench(model, size=size, threads=threads, backend=chosen)
+        _show(report.to_json(), as_json, [report.table()])
+
+
+@app.command("models")
+def models_command(as_json: Json = False) -> None:
+    """List the packaged students."""
+    with _verb(as_json):
+        from duskfuse.students.zoo import list_models
+
+        _show(list_models(), as_json)
+
+
+@app.command("recipes")
+def recipes_command(as_json: Json = False) -> None:
+    """List the packaged recipes."""
+    with _verb(as_json):
+        from duskfuse.distill.recipe import load_recipe, recipe_names
+
+        recipes = [load_recipe(name) for name in recipe_names()]
+        _show(
+            {
+                recipe.name: [f"{p.name}: {p.batches} batches of {', '.join(p.cycle)}" for p in recipe.phases]
+                for recipe in recipes
+            },
+            as_json,
+        )
+
+
+@app.command("doctor")
+def doctor_command(as_json: Json = False) -> None:
+    """Say what this machine has and what is missing."""
+    with _verb(as_json):
+        from duskfuse.doctor import doctor
+
+        _show(doctor(), as_json)
+
+
+@contextmanager
+def _verb(as_json: bool) -> Iterator[None]:
+    """Turn errors of a verb into one message and an exit code; silence progress for ``--json``."""
+    from duskfuse.data.errors import DuskfuseError
+    from duskfuse.data.progress import set_quiet
+
+    set_quiet(as_json)
+    try:
+        yield
+    except DuskfuseError as error:
+        _fail(error, error.exit_code)
+    except KeyboardInterrupt:
+        _fail(KeyboardInterrupt("interrupted; finished work is kept"), EXIT_INTERRUPTED)
+    except OSError as error:
+        _fail(error, EXIT_FAILED)
+
+
+def _fail(error: BaseException, code: int) -> None:
+    context = _current_context()
+    if context.get("debug"):
+        traceback.print_exc()
+    print(f"duskfuse: {error}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _current_context() -> dict[str, Any]:
+    import click
+
+    context = click.get_current_context(silent=True)
+    return (context.obj if context else None) or {}
+
+
+def _choice(kind: Any, text: str, option: str) -> Any:
+    from duskfuse.data.errors import InputError
+
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{option} {text}", rule=f"one of {', '.join(kind)}") from None
+
+
+def _named_folders(items: list[str]) -> dict[str, Path]:
+    from duskfuse.data.errors import InputError
+
+    folders = {}
+    for item in items:
+        name, separator, folder = item.partition("=")
+        if not separator or not name or not folder:
+            raise InputError(f"--fused {item}", rule="written NAME=FOLDER", remedy="e.g. --fused sage=results/sage")
+        folders[name] = Path(folder)
+    return folders
+
+
+def _show(result: Any, as_json: bool, tables: Any = ()) -> None:
+    """Print the result: JSON on stdout, or tables (or plain keys and values) for people."""
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False, default=str))
+        return
+    from rich.console import Console
+
+    console = Console()
+    if tables:
+        for table in tables:
+            console.print(table)
+        return
+    for key, value in result.items():
+        console.print(f"[bold]{key}[/bold]: {_plain(value)}", highlight=False, soft_wrap=True)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "\n  " + "\n  ".join(map(_plain, value)) if value else "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Entry point of the ``duskfuse`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
