@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse.data.errors import InputError
+from duskfuse.data.images import SMALLEST_SIDE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +23,8 @@ Plane = NDArray[np.float32]
 
 INPUTS = ("ir", "vis_y")
 OUTPUT = "fused_y"
+TEACHERS = frozenset({"sage-main"})
+"""Architectures that need priors beside the pair, so that they cannot be opened here."""
 
 
 class Fuser(Protocol):
@@ -50,8 +53,11 @@ class TorchFuser:
         import torch
 
         check_planes(ir, vis_y)
-        with torch.inference_mode():
-            fused = self.module(torch.from_numpy(_batch(vis_y)), torch.from_numpy(_batch(ir))).y
+        try:
+            with torch.inference_mode():
+                fused = self.module(torch.from_numpy(_batch(vis_y)), torch.from_numpy(_batch(ir))).y
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}", remedy="give larger pictures") from error
         return np.asarray(fused[0, 0].clamp(0, 1).numpy(), dtype=np.float32)
 
 
@@ -80,6 +86,10 @@ class OnnxFuser:
                 rule="a file exported with --size runs at that size only",
                 remedy="export with the size of the pictures, or without --size for a file that takes any size",
             )
+        if min(ir.shape) < SMALLEST_SIDE:
+            raise InputError(
+                f"picture of {size_text(ir.shape)} pixels", rule=f"{SMALLEST_SIDE} pixels a side are the least"
+            )
         fused = self.session.run([OUTPUT], {"ir": _batch(ir), "vis_y": _batch(vis_y)})[0]
         return np.asarray(np.clip(fused[0, 0], 0, 1), dtype=np.float32)
 
@@ -102,8 +112,15 @@ def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
         )
     import torch
 
+    from duskfuse.data.weights import read_card
     from duskfuse.students.zoo import load_student
 
+    if path.is_file() and (architecture := read_card(path).architecture) in TEACHERS:
+        raise InputError(
+            f"{path} is a checkpoint of the main network {architecture!r}",
+            rule="only students fuse without the regions of each picture",
+            remedy="fuse with it through `duskfuse cache-teacher`, or give a student",
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     module, _ = load_student(model)

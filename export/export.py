@@ -1,0 +1,296 @@
+"""The ``export`` verb: a trained student becomes a bundle, the folder of files that goes to the device.
+
+Every file is written under a temporary name, compared with the model it came from, and only then moved to its name:
+a file that is there has been verified.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from torch import nn
+
+from duskfuse import __version__
+from duskfuse.data.errors import InputError, VerificationError
+from duskfuse.data.images import SMALLEST_SIDE, file_sha256
+from duskfuse.data.progress import say
+from duskfuse.data.weights import ModelCard
+from duskfuse.evaluate.fusers import size_text
+from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
+from duskfuse.export.onnx_graph import (
+    DeployedStudent,
+    Precision,
+    build_graph,
+    check_contract,
+    save_graph,
+    set_properties,
+)
+from duskfuse.export.quantise import check_qdq, quantise_until
+from duskfuse.export.verify import LEAST_PSNR_DB, PICTURES, Reference, Verification
+from duskfuse.students.zoo import WEIGHTS, ModelName, load_student
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Size = tuple[int, int]
+
+BUNDLE_FILE = "bundle.json"
+VERIFICATION_FILE = "verification.json"
+BUNDLE_FORMAT = 1
+LARGEST_SIDE = 8192
+INT8_MARGIN_DB = 2.0
+"""Float layers are added until INT8 is this much better than its limit: unseen pictures may come out worse."""
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of a bundle."""
+
+    file: str
+    """Name inside the bundle."""
+    precision: str
+    size: str
+    """``WIDTHxHEIGHT``, or ``dynamic``."""
+    bytes: int
+    sha256: str
+    verification: Verification
+    float_convolutions: tuple[str, ...] = ()
+    """INT8 only: the convolutions that stay float."""
+    convolutions: int = 0
+    """INT8 only: all convolutions."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What ``export`` wrote."""
+
+    out: str
+    model: str
+    source_sha256: str
+    calibration: str
+    """Where the calibration and check pictures came from."""
+    card: dict[str, Any]
+    files: list[ExportedFile] = field(default_factory=list)
+    pictures: dict[str, list[str]] = field(default_factory=dict)
+    """Names of the calibration and check pictures, by size of the file."""
+    duskfuse: str = __version__
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """Return the files and how close they come to the model, for a terminal."""
+        from rich.table import Table
+
+        table = Table("file", "kB", "largest error", "worst picture, dB", "float layers", title=f"Bundle in {self.out}")
+        for entry in self.files:
+            check = entry.verification
+            float_layers = (
+                f"{len(entry.float_convolutions)} of {entry.convolutions}" if entry.float_convolutions else ""
+            )
+            figures = f"{entry.bytes / 1000:.0f}", f"{check.largest_error:.2g}", f"{check.worst_psnr_db:.1f}"
+            table.add_row(entry.file, *figures, float_layers)
+        return table
+
+
+def export(
+    model: str | Path,
+    *,
+    out: Path,
+    precision: Sequence[str] = tuple(Precision),
+    size: Sequence[str] = (),
+    calibration: Path | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a student as verified ONNX files with their provenance.
+
+    Args:
+        model: name from the zoo or a student checkpoint.
+        out: folder to write; a non-empty one is refused unless ``overwrite``.
+        precision: any of fp32, fp16, int8.
+        size: ``WIDTHxHEIGHT`` of the pictures, one file each; none gives files that take any size.
+        calibration: data folder of pairs to calibrate and verify with; synthetic scenes where not given.
+        overwrite: replace the files of an earlier export.
+
+    Raises:
+        InputError: wrong precision, size, model or data; ``out`` not empty.
+        VerificationError: a file does not do what the model does; it is not left in ``out``.
+    """
+    precisions = _precisions(precision)
+    sizes: list[Size | None] = [parse_size(text) for text in dict.fromkeys(size)] or [None]
+    _refuse_non_empty(out, overwrite=overwrite)
+    student, card = load_student(model)
+    source = _source_file(model)
+    origin = f"pairs of {calibration}" if calibration else "synthetic scenes"
+    if calibration is None and Precision.INT8 in precisions:
+        say("INT8 is calibrated with synthetic scenes; --calibration FOLDER with pairs of your cameras is better")
+    out.mkdir(parents=True, exist_ok=True)
+    _forget_earlier_export(out)
+    report = ExportReport(str(out), source.stem, file_sha256(source), origin, asdict(card))
+    most = MOST_PAIRS if Precision.INT8 in precisions else PICTURES
+    for fixed in sizes:
+        _export_size(student, card, report, precisions, fixed, calibration_pairs(calibration, fixed, most))
+    _write_json(out / VERIFICATION_FILE, {entry.file: asdict(entry.verification) for entry in report.files})
+    _write_json(out / BUNDLE_FILE, {"format": BUNDLE_FORMAT, **report.to_json()})
+    return report
+
+
+def _export_size(
+    student: nn.Module,
+    card: ModelCard,
+    report: ExportReport,
+    precisions: Sequence[Precision],
+    size: Size | None,
+    pairs: Sequence[Planes],
+) -> None:
+    """Write, verify and enter into ``report`` the files of one size."""
+    out = Path(report.out)
+    report.pictures[_size_name(size)] = [pair.name for pair in pairs]
+    reference = Reference(student, pairs, any_size=size is None)
+    deployed = build_graph(DeployedStudent(student), size=size)
+    for precision in precisions:
+        say(f"Writing and verifying {precision}{'' if size is None else ' ' + size_text(size)}")
+        middle = "" if size is None else f"-{size_text(size)}"
+        final = out / f"{report.model}{middle}-{precision}.onnx"
+        with tempfile.TemporaryDirectory(dir=out, prefix=".unverified-") as folder:
+            unverified = Path(folder) / final.name
+            model, float_layers, layers = _in_precision(
+                precision, student, deployed, reference, pairs, unverified, size
+            )
+            set_properties(model, _properties(card, report, precision, size, float_layers))
+            check_contract(model)
+            save_graph(model, unverified)
+            verification = reference.verify(unverified, precision)
+            os.replace(unverified, final)
+        report.files.append(
+            ExportedFile(
+                final.name,
+                precision.value,
+                _size_name(size),
+                final.stat().st_size,
+                file_sha256(final),
+                verification,
+                float_layers,
+                layers,
+            )
+        )
+
+
+def _in_precision(
+    precision: Precision,
+    student: nn.Module,
+    deployed: onnx.ModelProto,
+    reference: Reference,
+    pairs: Sequence[Planes],
+    scratch: Path,
+    size: Size | None,
+) -> tuple[onnx.ModelProto, tuple[str, ...], int]:
+    """Return the graph, the convolutions it keeps float and the number of all of them."""
+    if precision is Precision.FP32:
+        return deployed, (), 0
+    if precision is Precision.FP16:
+        return build_graph(DeployedStudent(student, half=True), size=size), (), 0
+
+    def good_enough(model: onnx.ModelProto) -> bool:
+        save_graph(model, scratch)
+        wanted = LEAST_PSNR_DB[Precision.INT8] + INT8_MARGIN_DB
+        return reference.compare(scratch, Precision.INT8).worst_psnr_db >= wanted
+
+    quantised = quantise_until(deployed, pairs, good_enough)
+    if faults := check_qdq(quantised.model):
+        raise VerificationError(f"the INT8 graph breaks TensorRT's rules: {'; '.join(faults[:3])}")
+    return quantised.model, quantised.float_convolutions, quantised.convolutions
+
+
+def _properties(
+    card: ModelCard, report: ExportReport, precision: Precision, size: Size | None, float_layers: Sequence[str]
+) -> dict[str, str]:
+    properties = {
+        "duskfuse": report.duskfuse,
+        "architecture": card.architecture,
+        "precision": precision.value,
+        "size": _size_name(size),
+        "inputs": "ir: infrared; vis_y: BT.601 luminance of the visible picture; [1,1,H,W] float32 in [0, 1]",
+        "output": "fused_y: luminance of the fused picture, [1,1,H,W] float32 in [0, 1]",
+        "colour_rule": "add R-Y, G-Y, B-Y of the visible picture to fused_y, scaled per pixel by the largest factor "
+        "<= 1 that keeps the three channels in [0, 1]",
+        "licence": card.licence,
+        "training_data": card.training_data,
+        "source_sha256": report.source_sha256,
+    }
+    if precision is Precision.INT8:
+        properties |= {"calibration": report.calibration, "float_convolutions": ", ".join(float_layers)}
+    return properties
+
+
+def _size_name(size: Size | None) -> str:
+    return "dynamic" if size is None else size_text(size)
+
+
+def parse_size(text: str) -> Size:
+    """Read ``WIDTHxHEIGHT`` into (height, width); raises InputError for anything else.
+
+    >>> parse_size("640x480")
+    (480, 640)
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip().lower())
+    if match is None or not all(SMALLEST_SIDE <= int(side) <= LARGEST_SIDE for side in match.groups()):
+        raise InputError(
+            f"size {text!r}",
+            rule=f"a size is WIDTHxHEIGHT in pixels, each from {SMALLEST_SIDE} to {LARGEST_SIDE}",
+            remedy="write it like 640x480",
+        )
+    return int(match[2]), int(match[1])
+
+
+def _precisions(texts: Sequence[str]) -> list[Precision]:
+    unknown = [text for text in texts if text not in list(Precision)]
+    if unknown or not texts:
+        raise InputError(
+            f"precision {', '.join(unknown) or 'none'}",
+            rule=f"any of {', '.join(Precision)}",
+            remedy="name one or more",
+        )
+    return [Precision(text) for text in dict.fromkeys(texts)]
+
+
+def _refuse_non_empty(out: Path, *, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file", rule="a bundle is a folder", remedy="give another --out")
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise InputError(
+            f"{out} is not empty", rule="nothing is overwritten unasked", remedy="give another --out, or --overwrite"
+        )
+
+
+def _forget_earlier_export(out: Path) -> None:
+    """Remove the files that an earlier bundle lists, so that none of them stands beside a newer one."""
+    try:
+        listed = [entry["file"] for entry in json.loads((out / BUNDLE_FILE).read_text())["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in (BUNDLE_FILE, VERIFICATION_FILE, *listed):
+        if name == Path(name).name:
+            (out / name).unlink(missing_ok=True)
+
+
+def _source_file(model: str | Path) -> Path:
+    return WEIGHTS / f"{model}.safetensors" if model in list(ModelName) else Path(model)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)

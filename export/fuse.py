@@ -1,0 +1,162 @@
+"""The ``fuse`` verb: pairs of pictures become fused colour pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from duskfuse.data.errors import InputError
+from duskfuse.data.images import PICTURE_SUFFIXES, write_picture
+from duskfuse.data.layout import PairFiles, read_pair
+from duskfuse.data.progress import say, track
+from duskfuse.evaluate.fusers import Fuser, open_fuser
+from duskfuse.export.runtime.fuser import luminance, recombine
+
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What ``fuse`` wrote."""
+
+    model: str
+    backend: str
+    written: list[str]
+    kept: list[str]
+    """Pictures that were there before and were left as they are."""
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return asdict(self)
+
+
+def fuse(
+    ir: Path,
+    vis: Path,
+    out: Path,
+    *,
+    model: str | Path = "unet",
+    overwrite: bool = False,
+    resize_ir: bool = False,
+) -> FuseReport:
+    """Fuse one pair into one file, or two folders, matched by stem, into a folder of ``<stem>.png``.
+
+    The result is 8-bit RGB: the fused luminance with the chroma of the visible picture. In a folder, pictures that are
+    already in ``out`` are kept, so that an interrupted run goes on where it stopped, and a pair that cannot be read
+    does not stop the others.
+
+    Args:
+        ir: infrared picture or folder.
+        vis: visible picture or folder.
+        out: picture or folder to write.
+        model: zoo name, student checkpoint or ONNX file.
+        overwrite: make existing pictures anew.
+        resize_ir: bring infrared pictures of another size to the visible size.
+
+    Raises:
+        InputError: unusable model or pictures, existing file without ``overwrite``; for folders after all other pairs
+            have been written, with the list of what went wrong.
+    """
+    if ir.is_dir() != vis.is_dir():
+        raise InputError(
+            f"{ir} is a {_kind(ir)} and {vis} is a {_kind(vis)}",
+            rule="pictures go with pictures and folders with folders",
+            remedy="give two pictures or two folders",
+        )
+    if out.resolve() in (ir.resolve(), vis.resolve()):
+        raise InputError(f"{out} is an input", rule="inputs are never written to", remedy="give another --out")
+    started = time.monotonic()
+    if ir.is_dir():
+        return _fuse_folders(ir, vis, out, model, overwrite=overwrite, resize_ir=resize_ir, started=started)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder", rule="two pictures make one picture", remedy="name the file to write")
+    if out.exists() and not overwrite:
+        raise InputError(
+            f"{out} is there already",
+            rule="nothing is overwritten unasked",
+            remedy="give another --out, or --overwrite",
+        )
+    fuser = open_fuser(model)
+    _fuse_pair(fuser, PairFiles(ir.stem, ir, vis, None, None, None), out, resize_ir=resize_ir)
+    return FuseReport(fuser.name, fuser.backend, [str(out)], [], time.monotonic() - started)
+
+
+def _fuse_folders(
+    ir: Path, vis: Path, out: Path, model: str | Path, *, overwrite: bool, resize_ir: bool, started: float
+) -> FuseReport:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file", rule="two folders are fused into a folder", remedy="give another --out")
+    pairs, faults = _matched(ir, vis)
+    fuser = open_fuser(model)
+    written, kept = [], []
+    for pair in track(pairs, "Fusing"):
+        target = out / f"{pair.name}.png"
+        if target.exists() and not overwrite:
+            kept.append(str(target))
+            continue
+        try:
+            _fuse_pair(fuser, pair, target, resize_ir=resize_ir)
+            written.append(str(target))
+        except InputError as error:
+            faults.append(str(error))
+    if kept:
+        say(f"{len(kept)} pictures were in {out} already and were kept, whichever model made them (--overwrite: anew)")
+    if faults:
+        raise InputError(
+            f"{len(faults)} pictures could not be fused:\n" + _listing(faults),
+            rule=f"the {len(written)} others were written to {out}",
+            remedy="put these right and run the same command again: finished pictures are kept",
+        )
+    return FuseReport(fuser.name, fuser.backend, written, kept, time.monotonic() - started)
+
+
+def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path, *, resize_ir: bool) -> None:
+    pair = read_pair(files, resize_ir=resize_ir)
+    vis = pair.vis.permute(1, 2, 0).contiguous().numpy()
+    write_picture(out, recombine(fuser.fuse(pair.ir[0].numpy(), luminance(vis)), vis))
+
+
+def _matched(ir: Path, vis: Path) -> tuple[list[PairFiles], list[str]]:
+    """Pair the pictures of two folders by stem; say which have no partner, or more than one."""
+    sides = {"infrared": _by_stem(ir), "visible": _by_stem(vis)}
+    both = sides["infrared"].keys() & sides["visible"].keys()
+    if not both:
+        raise InputError(
+            f"no stem is both in {ir} ({len(sides['infrared'])} pictures) and {vis} ({len(sides['visible'])})",
+            rule="the two pictures of a pair have the same name before the suffix",
+            remedy="rename the pictures, or give the folders that hold them directly",
+        )
+    faults = [
+        f"{files[0]}: no {other} picture of the name {stem!r}"
+        for side, other in (("infrared", "visible"), ("visible", "infrared"))
+        for stem, files in sides[side].items()
+        if stem not in both
+    ]
+    twice = {stem for stem in both if any(len(files[stem]) > 1 for files in sides.values())}
+    faults += [f"{stem!r}: more than one picture of this name in {ir} or {vis}" for stem in sorted(twice)]
+    pairs = [
+        PairFiles(stem, sides["infrared"][stem][0], sides["visible"][stem][0], None, None, None)
+        for stem in sorted(both - twice)
+    ]
+    return pairs, faults
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _listing(faults: Sequence[str]) -> str:
+    more = [f"  and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
+    return "\n".join([*(f"  {fault}" for fault in faults[:_NAMED]), *more])
+
+
+def _kind(path: Path) -> str:
+    return "folder" if path.is_dir() else "file"

@@ -1,0 +1,160 @@
+"""Write a student as one self-contained ONNX file that ONNX Runtime and TensorRT 8.5 to 11 read.
+
+The contract: inputs ``ir`` and ``vis_y``, output ``fused_y``, each ``[1, 1, H, W]`` float32 in [0, 1]. Opset 17 and IR
+version 8 are the newest that TensorRT 8.5 (JetPack 5.1) accepts, and the precision is put into the file itself because
+TensorRT 11 takes no precision flags. Half precision casts once on the way in and once on the way out.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from duskfuse.data.errors import VerificationError
+from duskfuse.evaluate.fusers import INPUTS, OUTPUT
+from duskfuse.export.fold import fold_batchnorm
+
+OPSET = 17
+IR_VERSION = 8
+TRACE_SIZE = (48, 64)
+"""(height, width) of the example that is traced when the file takes any size."""
+
+
+class Precision(StrEnum):
+    """Number format of the weights and activations inside the file; inputs and outputs stay float32."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class DeployedStudent(nn.Module):
+    """A student in the order and form of the file: ``(ir, vis_y) -> fused_y``, batch normalisation folded away."""
+
+    def __init__(self, student: nn.Module, *, half: bool = False) -> None:
+        super().__init__()
+        folded = fold_batchnorm(student)
+        self.student = folded.half() if half else folded.float()
+        self.half_inside = half
+
+    def forward(self, ir: Tensor, vis_y: Tensor) -> Tensor:
+        """Fuse ``[1, 1, H, W]`` float32 planes in [0, 1] into one."""
+        if self.half_inside:
+            ir, vis_y = ir.half(), vis_y.half()
+        fused: Tensor = self.student(vis_y, ir).y
+        return fused.float() if self.half_inside else fused
+
+
+def build_graph(deployed: DeployedStudent, *, size: tuple[int, int] | None = None) -> onnx.ModelProto:
+    """Trace ``deployed`` into a checked ONNX model.
+
+    ``size`` is the fixed (height, width); None leaves both free. Raises VerificationError where the graph breaks the
+    contract.
+    """
+    height, width = size or TRACE_SIZE
+    example = torch.rand(1, 1, height, width), torch.rand(1, 1, height, width)
+    axes = None if size else {name: {2: "height", 3: "width"} for name in (*INPUTS, OUTPUT)}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the tracing exporter announces its successor, which cannot write opset 17
+        traced = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            deployed,
+            example,
+            traced,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        model = onnx.load(traced)
+    _drop_idle_casts(model)
+    if size is not None:
+        _fix_resizes(model)
+    check_contract(model)
+    return model
+
+
+def _drop_idle_casts(model: onnx.ModelProto) -> None:
+    """Remove casts from a type to itself, which tracing ``tensor.to(other.dtype)`` leaves."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.input)}
+    for cast in [node for node in model.graph.node if node.op_type == "Cast"]:
+        if types.get(cast.input[0]) == cast.attribute[0].i:
+            for node in model.graph.node:
+                node.input[:] = [cast.input[0] if name == cast.output[0] else name for name in node.input]
+            model.graph.node.remove(cast)
+
+
+def _fix_resizes(model: onnx.ModelProto) -> None:
+    """Write the known sizes of a fixed-size file into its Resize nodes and drop what computed them.
+
+    TensorRT wants constants: whole-number scales where they give the size exactly, else the sizes themselves.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.value_info}
+    for resize in [node for node in model.graph.node if node.op_type == "Resize"]:
+        small, large = np.array(shapes[resize.input[0]]), np.array(shapes[resize.output[0]])
+        whole = not (large % small).any()
+        constant = (large / small).astype(np.float32) if whole else large.astype(np.int64)
+        name = f"{resize.name}/{'scales' if whole else 'sizes'}"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(constant, name))
+        resize.input[:] = [resize.input[0], "", name] if whole else [resize.input[0], "", "", name]
+    needed = {value.name for value in model.graph.output}
+    for node in reversed(list(model.graph.node)):
+        if needed.isdisjoint(node.output):
+            model.graph.node.remove(node)
+        else:
+            needed.update(node.input)
+
+
+def check_contract(model: onnx.ModelProto) -> None:
+    """Raise VerificationError unless ``model`` is a valid file of the contract in this module's docstring."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise VerificationError(f"the written graph is not valid ONNX ({error})") from error
+    if faults := _contract_faults(model):
+        raise VerificationError(f"the written graph breaks the file contract: {', '.join(faults)}")
+
+
+def set_properties(model: onnx.ModelProto, properties: Mapping[str, str]) -> None:
+    """Make ``properties`` the whole metadata of the file."""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(properties))
+
+
+def _contract_faults(model: onnx.ModelProto) -> list[str]:
+    graph = model.graph
+    inputs, outputs = [value.name for value in graph.input], [value.name for value in graph.output]
+    operators = {node.op_type for node in graph.node}
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    faults = {
+        f"inputs {inputs}": inputs != list(INPUTS),
+        f"outputs {outputs}": outputs != [OUTPUT],
+        f"opsets {opsets}": opsets != {"": OPSET},
+        f"IR version {model.ir_version}": model.ir_version != IR_VERSION,
+        "batch normalisation left": "BatchNormalization" in operators,
+        "external data": any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer),
+        "inputs or outputs that are not float32": any(
+            value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for value in (*graph.input, *graph.output)
+        ),
+    }
+    return [fault for fault, found in faults.items() if found]
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write ``model`` as one file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(model.SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())

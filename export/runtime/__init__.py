@@ -1,0 +1,1 @@
+"""What runs on the device; needs NumPy, OpenCV and ONNX Runtime only."""
