@@ -1,0 +1,136 @@
+"""The binary region masks of one picture, kept small enough to read a few of them in every training step.
+
+A mask is its bounding box and the packed bits inside it: about the size of a run-length code, but a few masks, or a
+window of them, are decoded without touching the rest. COCO run lengths are for interchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+KEPT_MASKS = 20
+"""Masks kept of each picture (SAGE's mask cache keeps the 20 largest)."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSet:
+    """M non-empty masks of one picture, largest first.
+
+    Raises:
+        ValueError: the fields do not fit together.
+    """
+
+    height: int
+    """Of the picture, in pixels."""
+    width: int
+    boxes: NDArray[np.int32]
+    """Bounding boxes ``[M, 4]``: x, y, width, height in pixels."""
+    bits: tuple[bytes, ...]
+    """Per mask, the crop to its box: row-major, eight pixels a byte, first pixel in the highest bit."""
+    area: NDArray[np.int32]
+    """Pixels of each mask, ``[M]``, descending."""
+    predicted_iou: NDArray[np.float32]
+    """The source's own estimate of each mask's quality, ``[M]``; NaN where it gives none."""
+    stability: NDArray[np.float32]
+    """Agreement of each mask with itself when its threshold moves, ``[M]`` (SAM); NaN where the source gives none."""
+
+    def __post_init__(self) -> None:
+        count = len(self.bits)
+        if self.boxes.shape != (count, 4):
+            raise ValueError(f"boxes {self.boxes.shape} for {count} masks")
+        if any(field.shape != (count,) for field in (self.area, self.predicted_iou, self.stability)):
+            raise ValueError(f"area, predicted_iou and stability must have {count} values each")
+        start, size = self.boxes[:, :2], self.boxes[:, 2:]
+        if (start < 0).any() or (size < 1).any() or (start + size > (self.width, self.height)).any():
+            raise ValueError(f"a box leaves the picture of {self.width}×{self.height}")
+        if any(len(packed) != -(-int(w * h) // 8) for packed, (w, h) in zip(self.bits, size, strict=True)):
+            raise ValueError("a mask has another number of bits than its box")
+
+    @classmethod
+    def from_masks(
+        cls, masks: ArrayLike, predicted_iou: ArrayLike | None = None, stability: ArrayLike | None = None
+    ) -> MaskSet:
+        """Encode ``[M, H, W]`` booleans: empty masks are dropped, the others sorted by area, largest first.
+
+        ``predicted_iou`` and ``stability`` are ``[M]`` in the order of ``masks``.
+        """
+        planes = np.asarray(masks, dtype=bool)
+        if planes.ndim != 3:
+            raise ValueError(f"masks {planes.shape}, want [M,H,W]")
+        count, height, width = planes.shape
+        area = planes.sum(axis=(1, 2), dtype=np.int32)
+        order = np.argsort(-area, kind="stable")
+        order = order[area[order] > 0]
+        boxes = np.array([cv2.boundingRect(planes[i].view(np.uint8)) for i in order], np.int32).reshape(-1, 4)
+        crops = (planes[i, y : y + h, x : x + w] for i, (x, y, w, h) in zip(order, boxes, strict=True))
+        return cls(
+            height=height,
+            width=width,
+            boxes=boxes,
+            bits=tuple(np.packbits(crop).tobytes() for crop in crops),
+            area=area[order],
+            predicted_iou=_scores(predicted_iou, count)[order],
+            stability=_scores(stability, count)[order],
+        )
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def decode(
+        self, indices: Sequence[int] | None = None, window: tuple[int, int, int, int] | None = None
+    ) -> NDArray[np.bool_]:
+        """Decode the masks of ``indices`` (all by default) as ``[m, h, w]``, and only that.
+
+        Args:
+            indices: which masks, in the order wanted.
+            window: (y, x, height, width) inside the picture; the whole picture by default.
+
+        Raises:
+            ValueError: the window leaves the picture.
+        """
+        top, left, height, width = window or (0, 0, self.height, self.width)
+        if min(top, left, height, width) < 0 or top + height > self.height or left + width > self.width:
+            raise ValueError(f"window {window} leaves the picture of {self.width}×{self.height}")
+        chosen = range(len(self)) if indices is None else indices
+        planes = np.zeros((len(chosen), height, width), dtype=bool)
+        for plane, index in zip(planes, chosen, strict=True):
+            self._paint(plane, index, top, left)
+        return planes
+
+    def to_coco_rle(self) -> list[dict[str, Any]]:
+        """The masks as COCO compressed run lengths: ``{"size": [H, W], "counts": str}``, readable by pycocotools."""
+        from pycocotools import mask as coco
+
+        codes = [coco.encode(np.asfortranarray(self.decode([i])[0].view(np.uint8))) for i in range(len(self))]
+        return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in codes]
+
+    def _paint(self, plane: NDArray[np.bool_], index: int, top: int, left: int) -> None:
+        """Write what mask ``index`` has in the window whose corner is (top, left) into ``plane [h, w]``."""
+        x, y, w, h = (int(value) for value in self.boxes[index])
+        y0, y1 = max(y, top), min(y + h, top + plane.shape[0])
+        x0, x1 = max(x, left), min(x + w, left + plane.shape[1])
+        if y0 >= y1 or x0 >= x1:
+            return
+        rows = _unpack_rows(self.bits[index], w, y0 - y, y1 - y)
+        plane[y0 - top : y1 - top, x0 - left : x1 - left] = rows[:, x0 - x : x1 - x]
+
+
+def _unpack_rows(packed: bytes, width: int, first: int, last: int) -> NDArray[np.bool_]:
+    """Rows ``first`` to ``last`` of a crop of ``width`` pixels, unpacking only the bytes that hold them."""
+    start, stop = first * width, last * width
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8)[start // 8 : -(-stop // 8)])
+    offset = start % 8
+    return bits[offset : offset + stop - start].view(bool).reshape(last - first, width)
+
+
+def _scores(values: ArrayLike | None, count: int) -> NDArray[np.float32]:
+    scores = np.full(count, np.nan, np.float32) if values is None else np.asarray(values, np.float32)
+    if scores.shape != (count,):
+        raise ValueError(f"{scores.shape} scores for {count} masks")
+    return scores
