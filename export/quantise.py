@@ -29,11 +29,14 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from duskfuse.export.calibration import Planes
+from duskfuse.export.calibration import Planes, evenly
 from duskfuse.export.onnx_graph import IR_VERSION, OPSET
 
 FLOAT_ENDS = ((1, 1), (3, 1), (3, 2), (3, 4), (3, 5))
 """How many convolutions deep float reaches from the inputs and from the output, tried in this order."""
+
+TRIAL_PAIRS = 12
+"""Calibration pictures of a trial; what is good enough then is calibrated with all of them and measured again."""
 
 Plane = NDArray[np.float32]
 
@@ -57,10 +60,14 @@ def quantise_until(
     Returns the last try, with the most float convolutions, where none is good enough.
     """
     depths = convolution_depths(model)
+    few = evenly(pairs, TRIAL_PAIRS)
     for from_input, from_output in FLOAT_ENDS:
         keep = tuple(name for name, (head, tail) in depths.items() if head <= from_input or tail <= from_output)
+        last = (from_input, from_output) == FLOAT_ENDS[-1]
+        if not last and not good_enough(quantise(model, few, keep)):
+            continue
         quantised = Quantised(quantise(model, pairs, keep), keep, len(depths))
-        if good_enough(quantised.model):
+        if last or good_enough(quantised.model):
             break
     return quantised
 

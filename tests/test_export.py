@@ -19,7 +19,7 @@ from duskfuse.export import verify
 from duskfuse.export.calibration import Planes, calibration_pairs, evenly, fitted
 from duskfuse.export.export import ExportReport, export, parse_size
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, save_graph
-from duskfuse.export.quantise import check_qdq, convolution_depths, quantise
+from duskfuse.export.quantise import check_qdq, convolution_depths, quantise, quantise_until
 from duskfuse.export.verify import Reference, psnr_db
 from duskfuse.students.unet import UNetStudent
 from duskfuse.students.zoo import load_student
@@ -133,6 +133,16 @@ def test_lint_finds_what_tensorrt_refuses(report: ExportReport) -> None:
     assert any(fault.startswith("the output") and "is quantised" in fault for fault in broken(quantised_output))
     assert any("scale is not a constant" in fault for fault in broken(computed_scale))
     assert "nothing is quantised" in check_qdq(load(report, "fp32"))
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_operator_is_in_tensorrts_tables(report: ExportReport, shared_facts: Path, precision: str) -> None:
+    tables = json.loads((shared_facts / "onnx_tensorrt_ops_by_version.json").read_text())
+    used = {node.op_type for node in load(report, precision).graph.node}
+    for release in ("8.5-GA", "8.6-GA", "10.0-GA", "10.1-GA"):
+        supported = {name for name, entry in tables[release]["ops"].items() if entry["supported"] is True}
+        assert used <= supported, release
 
 
 def test_report_bundle_and_checksums_agree(report: ExportReport) -> None:
@@ -249,6 +259,22 @@ def test_float_convolutions_stay_float() -> None:
     fed = {n.name for n in quantised.graph.node if n.op_type == "Conv" and makers[n.input[0]] == "DequantizeLinear"}
     assert len(fed) == 3
     assert all("stage3" in name for name in fed)
+
+
+def test_float_grows_until_it_is_good_enough() -> None:
+    model = build_graph(DeployedStudent(UNetStudent()))
+    pairs = [Planes("a", np.full((16, 16), 0.5, np.float32), np.ones((16, 16), np.float32))]
+    asked: list[int] = []
+
+    def good_enough(candidate: onnx.ModelProto) -> bool:
+        asked.append(sum(node.op_type == "QuantizeLinear" for node in candidate.graph.node))
+        return len(asked) > 2
+
+    chosen = quantise_until(model, pairs, good_enough)
+    assert len(chosen.float_convolutions) == 5
+    assert asked[0] > asked[1] > asked[2] == asked[3]
+    assert len(quantise_until(model, pairs, lambda _: False).float_convolutions) == 8
+    assert len(quantise_until(model, pairs, lambda _: True).float_convolutions) == 2
 
 
 def test_pictures_are_spread_and_fitted(data: Path) -> None:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import FusionOutput
+from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.evaluate.fusers import OnnxFuser, TorchFuser, open_fuser
+from duskfuse.students.unet import UNetStudent
 
 
 class Blend(nn.Module):
@@ -100,3 +102,23 @@ def test_thread_bound_reaches_the_session(tmp_path: Path) -> None:
     assert isinstance(fuser, OnnxFuser)
     assert fuser.session.get_session_options().intra_op_num_threads == 1
     assert torch.get_num_threads() == 1
+
+
+def test_checkpoints_open_and_main_networks_do_not(tmp_path: Path, planes: tuple[np.ndarray, np.ndarray]) -> None:
+    torch.manual_seed(0)
+    student = UNetStudent()
+    save_weights(tmp_path / "s.safetensors", student, ModelCard("unet", student.settings, "luma", "0", "none"))
+    fuser = open_fuser(tmp_path / "s.safetensors")
+    with torch.inference_mode():
+        want = student.eval()(*(torch.from_numpy(plane)[None, None] for plane in planes[::-1])).y[0, 0]
+    np.testing.assert_array_equal(fuser.fuse(*planes), want.numpy())
+    save_weights(tmp_path / "t.safetensors", student, ModelCard("sage-main", {}, "luma", "0", "none"))
+    with pytest.raises(InputError, match="cache-teacher"):
+        open_fuser(tmp_path / "t.safetensors")
+
+
+def test_pictures_below_four_pixels_are_refused(tmp_path: Path) -> None:
+    small = np.zeros((3, 9), np.float32)
+    for fuser in (open_fuser(write_blend(tmp_path / "m.onnx")), TorchFuser(UNetStudent(), "unet")):
+        with pytest.raises(InputError, match="4 pixels a side"):
+            fuser.fuse(small, small)
