@@ -216,9 +216,9 @@ class PriorStore:
             changed_ns = self.folder.stat().st_mtime_ns
         except FileNotFoundError:
             return self._forget()
-        if changed_ns < self._listed_ns - _CLOCK_GRAIN_NS:
+        if changed_ns == self._listed_ns:
             return None
-        self._listed_ns = time.time_ns()
+        self._listed_ns = changed_ns if time.time_ns() - changed_ns > _CLOCK_GRAIN_NS else 0
         names = {path.name for path in self.folder.glob("[!.]*.parquet")} - self._ignored
         for name in self._files.keys() - names:
             self._drop(name)

@@ -153,8 +153,9 @@ def _basins(image: NDArray[np.uint8]) -> NDArray[np.int32]:
     slopes = [cv2.Sobel(smooth, cv2.CV_32F, dx, dy) for dx, dy in ((1, 0), (0, 1))]
     gradient = (np.hypot(*slopes).max(axis=2) / _SLOPE_STEP).astype(np.uint16)
     minima = (gradient == cv2.erode(gradient, np.ones((3, 3), np.uint8))).astype(np.uint8)
-    _, markers = cv2.connectedComponents(minima, connectivity=8)
-    flooded = cv2.watershed(smooth, markers).astype(np.float32)
+    framed = [cv2.copyMakeBorder(plane, 1, 1, 1, 1, cv2.BORDER_REPLICATE) for plane in (smooth, minima)]
+    _, markers = cv2.connectedComponents(framed[1], connectivity=8)  # framed: the watershed erases the outermost pixels
+    flooded = cv2.watershed(framed[0], markers)[1:-1, 1:-1].astype(np.float32)
     ridges = flooded <= 0
     while ridges.any():
         flooded = np.where(ridges, cv2.dilate(flooded, np.ones((3, 3), np.uint8)), flooded)

@@ -185,7 +185,7 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
         raise InputError(f"{checkpoint}: no such file", rule=_RULE, remedy=_REMEDY)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"{checkpoint}: cannot be read as plain tensors ({str(error).splitlines()[0][:200]})",
             rule=_RULE,
