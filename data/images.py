@@ -7,7 +7,6 @@ float are scaled explicitly, by a fixed range or by percentiles, never by cuttin
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from duskfuse.data.atomic import write_atomically
 from duskfuse.data.containers import Container, Size, TruncatedPictureError, container_of, size_of
 from duskfuse.data.errors import InputError
 
@@ -157,7 +157,7 @@ def write_picture(path: Path, picture: NDArray[Any]) -> None:
             rule="the suffix chooses the format",
             remedy="use one of " + " ".join(sorted(PICTURE_SUFFIXES)),
         )
-    _write_atomically(path, _encode(suffix, _to_u8(picture)))
+    write_atomically(path, _encode(suffix, _to_u8(picture)))
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
@@ -300,16 +300,3 @@ def _encode(suffix: str, picture: NDArray[np.uint8]) -> bytes:
     if not done:
         raise OSError(f"OpenCV could not encode a {suffix} picture")
     return bytes(data)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError
 
 _CARD_KEY = "duskfuse"
@@ -48,18 +47,7 @@ def save_weights(path: Path, module: nn.Module, card: ModelCard) -> None:
     """Write the module's parameters and buffers with the card; the file appears whole or not at all."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
     content = save(tensors, metadata={"format": "pt", _CARD_KEY: _CARD.dump_json(card).decode()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, content)
 
 
 def read_card(path: Path) -> ModelCard:

@@ -6,8 +6,8 @@ that a run has made. Checkpoints are written under a temporary name, synced and 
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from duskfuse import __version__
+from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError
 from duskfuse.distill.engine import StepResult
 from duskfuse.distill.recipe import Recipe
@@ -77,12 +78,9 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint atomically."""
-        temporary = self.checkpoint.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.checkpoint)
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        write_atomically(self.checkpoint, stream.getvalue())
 
     def load(self) -> dict[str, Any]:
         """Read the checkpoint; nothing but tensors and plain data is accepted."""

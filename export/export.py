@@ -19,6 +19,7 @@ import onnx
 from torch import nn
 
 from duskfuse import __version__
+from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError, VerificationError
 from duskfuse.data.images import SMALLEST_SIDE, file_sha256
 from duskfuse.data.progress import say
@@ -288,9 +289,4 @@ def _source_file(model: str | Path) -> Path:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False))

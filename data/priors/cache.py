@@ -13,7 +13,6 @@ import json
 import os
 import re
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import JsonValue as JsonValue
 
+from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import decode_png, encode_png
 from duskfuse.data.priors.masks import MaskSet
@@ -165,7 +165,7 @@ class PriorStore:
             raise ValueError(f"key {key!r} is no file name")
         self._write_settings()
         name = f"{_ITEM}{key}.parquet"
-        _write_atomically(self.folder / name, _parquet(self.kind, [(key, _encode(self.kind, key, record))]))
+        write_atomically(self.folder / name, _parquet(self.kind, [(key, _encode(self.kind, key, record))]))
         self._drop(name)
 
     def compact(self) -> None:
@@ -298,12 +298,12 @@ class PriorStore:
             "source": self.source,
             "settings": self.settings,
         }
-        _write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode())
+        write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode())
 
     def _write_shard(self, rows: Sequence[tuple[str, pa.Table]]) -> None:
         """The name follows from the keys, so that a repeated or concurrent merge writes the same file again."""
         digest = hashlib.sha256(" ".join(key for key, _ in rows).encode()).hexdigest()[:16]
-        _write_atomically(self.folder / f"shard-{digest}.parquet", _parquet(self.kind, rows))
+        write_atomically(self.folder / f"shard-{digest}.parquet", _parquet(self.kind, rows))
 
 
 _SCHEMAS = {
@@ -368,23 +368,3 @@ def _parquet(kind: PriorKind, rows: Sequence[tuple[str, pa.Table]]) -> bytes:
             writer.write_table(row)
         writer.add_key_value_metadata({_METADATA: json.dumps(said).encode()})
     return bytes(sink.getvalue())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all, and stays after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

@@ -139,6 +139,7 @@ def distill_command(
         from duskfuse.data.priors.sources import MaskSourceName
         from duskfuse.distill.distill import distill
         from duskfuse.distill.recipe import EncoderName
+        from duskfuse.run_page import write_run_page
 
         report = distill(
             data,
@@ -155,7 +156,7 @@ def distill_command(
             encoder_weights=encoder_weights,
             split=split,
         )
-        _show(report.to_json(), as_json)
+        _show({**report.to_json(), "page": str(write_run_page(out))}, as_json)
 
 
 @app.command("evaluate")
@@ -174,7 +175,8 @@ def evaluate_command(
 ) -> None:
     """Score models and folders of fused pictures, with the trivial rows always beside them."""
     with _verb(as_json):
-        from duskfuse.evaluate.evaluate import evaluate, terminal_table
+        from duskfuse.evaluate.evaluate import evaluate
+        from duskfuse.evaluate.evaluation_report import terminal_table
 
         evaluation = evaluate(
             data,
