@@ -30,13 +30,11 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import PICTURE_SUFFIXES, picture_size, read_grey_u8, read_infrared, read_visible
 from duskfuse.data.layout import PairFiles, find_pairs
 from duskfuse.data.progress import track
-from duskfuse.evaluate.evaluation_report import evaluation_page, terminal_table
+from duskfuse.evaluate.evaluation_report import evaluation_page
 from duskfuse.evaluate.fusers import Fuser, open_fuser, size_text
 from duskfuse.evaluate.metrics import Grey, SourceStatistics, fusion_metrics
 from duskfuse.evaluate.moments import psnr_between
 from duskfuse.evaluate.scores import Evaluation, GalleryPair, Kind, Row, reference_metric
-
-__all__ = ["Evaluation", "evaluate", "terminal_table"]
 
 GALLERY_PAIRS = 6
 _DARK_PAIRS = 3

@@ -17,7 +17,8 @@ from rich.console import Console
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_grey_u8, read_infrared, read_visible, write_picture
 from duskfuse.data.weights import ModelCard, save_weights
-from duskfuse.evaluate.evaluate import evaluate, terminal_table
+from duskfuse.evaluate.evaluate import evaluate
+from duskfuse.evaluate.evaluation_report import terminal_table
 from duskfuse.evaluate.fusers import open_fuser
 from duskfuse.evaluate.metrics import METRICS, SourceStatistics, fusion_metrics
 from duskfuse.evaluate.scores import Kind, Summary
