@@ -37,7 +37,7 @@ class GeometricDraw:
 def draw_crop(
     size: tuple[int, int], crop: tuple[int, int], generator: torch.Generator, *, flip: float = 0.5
 ) -> GeometricDraw:
-    """Draw a crop box of at most ``crop`` (height, width) inside a picture of ``size`` and a flip of probability ``flip``.
+    """Draw a box of at most ``crop`` (height, width) in a picture of ``size``, and a flip with probability ``flip``.
 
     Where the picture is smaller than the crop, the box is the whole side; ``pad_to`` then fills it up.
     """

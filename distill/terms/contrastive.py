@@ -41,7 +41,7 @@ def contrastive(fused: FusionOutput, reference: FusionOutput, context: BatchCont
 
 
 def _valid_regions(vis_y: Tensor, ir: Tensor, masks_vis: Tensor, masks_ir: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(sample index ``[R]``, mask ``[R, 1, H, W]``, source ``[R, 1, H, W]``) of the non-empty masks of both modalities."""
+    """Sample index ``[R]``, mask and source ``[R, 1, H, W]`` of every non-empty mask of both modalities."""
     indices, masks, sources = [], [], []
     for source, planes in ((vis_y, masks_vis), (ir, masks_ir)):
         sample, slot = planes.flatten(2).any(dim=2).nonzero(as_tuple=True)

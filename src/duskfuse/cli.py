@@ -18,7 +18,9 @@ import typer
 
 from duskfuse import __version__
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+_debug = False
 
 app = typer.Typer(
     name="duskfuse",
@@ -43,11 +45,11 @@ Masks = Annotated[
 
 @app.callback(invoke_without_command=True)
 def _root(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    context.obj = {"debug": debug}
+    global _debug
+    _debug = debug
     if version:
         print(__version__)
         raise typer.Exit
@@ -97,6 +99,9 @@ def cache_teacher_command(
     masks: Masks = None,
     split: Split = None,
     limit: Annotated[int | None, typer.Option(help="Only so many pairs, spread evenly.", show_default=False)] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Also write the pictures to this folder.", show_default=False)
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -107,7 +112,14 @@ def cache_teacher_command(
 
         chosen = None if masks is None else _choice(MaskSourceName, masks, "--masks")
         report = cache_teacher(
-            data, teacher=teacher, cache=cache, masks=chosen, split=split, limit=limit, dry_run=dry_run
+            data,
+            teacher=teacher,
+            cache=cache,
+            masks=chosen,
+            split=split,
+            limit=limit,
+            pictures=pictures,
+            dry_run=dry_run,
         )
         _show(report.to_json(), as_json)
 
@@ -226,7 +238,8 @@ def export_command(
 ) -> None:
     """Write verified ONNX files for the device."""
     with _verb(as_json):
-        from duskfuse.export.export import Precision, export
+        from duskfuse.export.export import export
+        from duskfuse.export.onnx_graph import Precision
 
         precisions = [_choice(Precision, text.strip(), "--precision") for text in precision.split(",")]
         report = export(
@@ -304,18 +317,10 @@ def _verb(as_json: bool) -> Iterator[None]:
 
 
 def _fail(error: BaseException, code: int) -> None:
-    context = _current_context()
-    if context.get("debug"):
+    if _debug:
         traceback.print_exc()
     print(f"duskfuse: {error}", file=sys.stderr)
     raise typer.Exit(code)
-
-
-def _current_context() -> dict[str, Any]:
-    import click
-
-    context = click.get_current_context(silent=True)
-    return (context.obj if context else None) or {}
 
 
 def _choice(kind: Any, text: str, option: str) -> Any:

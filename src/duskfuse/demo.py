@@ -105,9 +105,7 @@ def demo(*, out: Path = Path("demo"), overwrite: bool = False) -> DemoReport:
 def _prepare(out: Path, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
-            raise InputError(
-                f"{out} is not empty", remedy="say --overwrite to replace that demo, or name another --out"
-            )
+            raise InputError(f"{out} is not empty", remedy="say --overwrite to replace it, or name another --out")
         if not (out / MARKER).is_file():
             raise InputError(
                 f"{out} holds no {MARKER}", rule="--overwrite clears demo folders only", remedy="name another --out"
@@ -132,13 +130,8 @@ def _write_page(report: DemoReport) -> None:
     ]
     page.section("Exported files", table(["file", "kB", "worst picture, dB to the model"], Body(files)))
     timings = [
-        [
-            result.model,
-            f"{result.network.median_ms:.1f}",
-            f"{result.network.p90_ms:.1f}",
-            f"{result.whole.median_ms:.1f}",
-        ]
-        for result in report.timings.results
+        [r.model, f"{r.network.median_ms:.1f}", f"{r.network.p90_ms:.1f}", f"{r.whole.median_ms:.1f}"]
+        for r in report.timings.results
     ]
     header = ["model", "network median ms", "p90", "with pre- and post-processing"]
     page.section(
