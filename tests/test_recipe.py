@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,4 +96,4 @@ def test_every_optimiser_ends_at_its_final_rate(name: str) -> None:
         assert rates[-1] == pytest.approx(config.final_lr)
         assert max(rates) == pytest.approx(config.lr)
         after = rates[config.warmup :]
-        assert all(later <= earlier for earlier, later in zip(after, after[1:], strict=False))
+        assert all(later <= earlier for earlier, later in pairwise(after))

@@ -19,7 +19,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.priors.cache_masks import cache_masks
 from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say
-from duskfuse.data.scenes.writer import write_scenes
+from duskfuse.data.scenes.write import write_scenes
 from duskfuse.distill.distill import DistillReport, distill
 from duskfuse.evaluate.evaluate import evaluate
 from duskfuse.evaluate.evaluation_report import add_evaluation, terminal_table
