@@ -158,7 +158,7 @@ def _wall_planes(
     albedo = np.where(glass, pane * tint, albedo)
     wobble = sample(noise_tile(8, 10), u / 17, y / 17)
     gloss = np.where(
-        glass, np.clip(0.22 + 0.12 * wobble + 0.2 * (chance - 0.5), 0.03, 0.5) * (1 - 0.5 * curtain), np.float32(0)
+        glass, np.clip(0.2 + 0.05 * wobble + 0.2 * (chance - 0.5), 0.03, 0.4) * (1 - 0.5 * curtain), np.float32(0)
     )
 
     stone = climate.air + facade.warmth + 0.55 * climate.ground_heat + 0.3 * relief + 0.25 * wobble

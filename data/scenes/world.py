@@ -290,7 +290,7 @@ def _vehicle(
         second=_CAR_COLOURS[int(colours[1])],
         running=True,
         lamps_on=world.climate.lamps_on,
-        beam=beam * (1.0 if world.climate.dark else 0.25),
+        beam=beam * (1.0 if world.climate.dark else 0.6),
         shift=rng.uniform(0, 9),
     )
 
