@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/duskfuse demo --out demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
