@@ -128,7 +128,7 @@ class SamEncoder(FeatureEncoder):
             )
             tokens = tokens + embedding.permute(0, 2, 3, 1)
         maps = []
-        for block in self.blocks:  # type: ignore[union-attr]
+        for block in self.blocks:
             tokens = block(tokens)
             maps.append(tokens.permute(0, 3, 1, 2))
         return maps
