@@ -21,12 +21,10 @@ MASK_COLOURS = torch.tensor([[0.95, 0.3, 0.25], [0.3, 0.75, 0.95], [0.55, 0.85, 
 def sample_grid(context: BatchContext) -> NDArray[np.uint8]:
     """IR, visible, masks of both and every fused picture at hand, uint8 ``[H, W, 3]`` RGB."""
     batch = context.batch
-    columns: dict[str, Tensor] = {
-        "infrared": batch.ir.expand(-1, 3, -1, -1),
-        "visible": batch.vis,
-        "masks ir": _overlay(batch.ir.expand(-1, 3, -1, -1), batch.masks_ir),
-        "masks vis": _overlay(batch.vis, batch.masks_vis),
-    }
+    infrared = batch.ir.expand(-1, 3, -1, -1)
+    columns = {"infrared": infrared, "visible": batch.vis}
+    if batch.masks_ir.any() or batch.masks_vis.any():
+        columns |= {"masks ir": _overlay(infrared, batch.masks_ir), "masks vis": _overlay(batch.vis, batch.masks_vis)}
     with torch.no_grad():
         for owner, field in ((Owner.TEACHER, FusionField.TEACHER_SG), (Owner.STUDENT, FusionField.STUDENT_SG)):
             if context.has(owner):

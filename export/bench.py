@@ -93,17 +93,21 @@ class BenchReport:
         from rich.table import Table
 
         threads = "default threads" if self.threads is None else f"{self.threads} threads"
-        title = f"{self.size}, batch 1, {threads}, {self.machine['cpu']} ({self.machine['cores']} cores), ms"
-        columns = ("network median", "p90", "p99", "whole median", "p90", "p99", "pictures/s", "runs")
-        table = Table("model", "backend", *columns, title=title)
+        runs = " or ".join(map(str, sorted({result.runs for result in self.results})))
+        title = f"{self.size}, batch 1, {threads}, {runs} runs, {self.machine['cpu']} ({self.machine['cores']} cores)"
+        table = Table(
+            title=title, caption="Milliseconds per picture; whole: with pre- and post-processing, 8-bit in, RGB out."
+        )
+        table.add_column("model", overflow="fold")
+        for name in ("median", "p90", "p99", "whole", "p90", "p99", "per s"):
+            table.add_column(name, justify="right", no_wrap=True)
         for result in self.results:
             timings = [
                 f"{value:.1f}"
                 for timing in (result.network, result.whole)
                 for value in (timing.median_ms, timing.p90_ms, timing.p99_ms)
             ]
-            rate = f"{1000 / result.whole.median_ms:.1f}"
-            table.add_row(result.model, result.backend, *timings, rate, str(result.runs))
+            table.add_row(f"{result.model} ({result.backend})", *timings, f"{1000 / result.whole.median_ms:.1f}")
         return table
 
 
