@@ -214,7 +214,7 @@ def _export_weights(engine: Engine, folder: RunFolder, data: Path, pairs: int) -
         teacher = owner is Owner.TEACHER
         card = ModelCard(
             architecture=main_network.ARCHITECTURE if teacher else unet.ARCHITECTURE,
-            settings={"masks": engine.recipe.data.masks} if teacher else {},
+            settings=dict(network.settings),  # type: ignore[arg-type]
             colour="luma",
             version=__version__,
             training_data=f"{pairs} pairs of the folder {data.resolve().name}",
