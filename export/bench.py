@@ -78,8 +78,8 @@ class BenchReport:
     """Timings with what is needed to compare them."""
 
     size: str
-    threads: int | None
-    """Bound on CPU threads; None: the backend's own choice, as a rule one per core."""
+    threads: int
+    """Bound on CPU threads."""
     warmup: int
     machine: dict[str, str | int]
     results: list[BenchResult]
@@ -92,9 +92,9 @@ class BenchReport:
         """Return the timings for a terminal."""
         from rich.table import Table
 
-        threads = "default threads" if self.threads is None else f"{self.threads} threads"
         runs = " or ".join(map(str, sorted({result.runs for result in self.results})))
-        title = f"{self.size}, batch 1, {threads}, {runs} runs, {self.machine['cpu']} ({self.machine['cores']} cores)"
+        machine = f"{self.machine['cpu']} ({self.machine['cores']} cores)"
+        title = f"{self.size}, batch 1, {self.threads} threads, {runs} runs, {machine}"
         table = Table(
             title=title, caption="Milliseconds per picture; whole: with pre- and post-processing, 8-bit in, RGB out."
         )
@@ -125,7 +125,7 @@ def bench(
     Args:
         model: zoo names, student checkpoints, ONNX files, or bundle folders, whose files are all timed.
         size: ``WIDTHxHEIGHT`` of the pictures.
-        threads: bound on CPU threads.
+        threads: bound on CPU threads; one per core that this process may use where not given.
         backend: what runs names and checkpoints; ONNX Runtime, as on the device, where not given.
         runs: pictures per model, at least 1; fewer are made where they would take more than two minutes.
         warmup: pictures per model before measuring.
@@ -133,7 +133,8 @@ def bench(
     Raises:
         InputError: wrong size or numbers, unusable model, a fixed-size file of another size, an ONNX file for torch.
     """
-    if runs < 1 or warmup < 0 or (threads is not None and threads < 1):
+    threads = usable_cores() if threads is None else threads
+    if runs < 1 or warmup < 0 or threads < 1:
         raise InputError(
             f"runs {runs}, warmup {warmup}, threads {threads}", rule="runs and threads start at 1, warmup at 0"
         )
@@ -141,13 +142,17 @@ def bench(
     models = [model] if isinstance(model, str | Path) else list(model)
     before = cv2.getNumThreads()
     try:
-        if threads is not None:
-            cv2.setNumThreads(threads)
+        cv2.setNumThreads(threads)
         fusers = [fuser for item in models for fuser in _opened(item, shape, threads, backend)]
         results = _timed(fusers, shape, runs, warmup)
     finally:
         cv2.setNumThreads(before)
     return BenchReport(size_text(shape), threads, warmup, machine(), results)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which a container or a scheduler may have limited."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, str | int]:
@@ -165,7 +170,7 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def _opened(item: str | Path, shape: tuple[int, int], threads: int | None, backend: Backend | None) -> list[Fuser]:
+def _opened(item: str | Path, shape: tuple[int, int], threads: int, backend: Backend | None) -> list[Fuser]:
     path = Path(item)
     if path.is_dir():
         return _opened_bundle(path, shape, threads, backend)
@@ -179,7 +184,7 @@ def _opened(item: str | Path, shape: tuple[int, int], threads: int | None, backe
     return [_folded(fuser) if backend is Backend.TORCH else _exported(fuser, shape, threads)]
 
 
-def _opened_bundle(folder: Path, shape: tuple[int, int], threads: int | None, backend: Backend | None) -> list[Fuser]:
+def _opened_bundle(folder: Path, shape: tuple[int, int], threads: int, backend: Backend | None) -> list[Fuser]:
     """Open the files of a bundle that take pictures of this size."""
     if backend is Backend.TORCH:
         raise InputError(f"{folder}: the files of a bundle run in onnxruntime", remedy="drop --backend")
@@ -211,7 +216,7 @@ def _folded(fuser: TorchFuser) -> TorchFuser:
     return TorchFuser(fold_batchnorm(fuser.module), fuser.name)
 
 
-def _exported(fuser: TorchFuser, shape: tuple[int, int], threads: int | None) -> OnnxFuser:
+def _exported(fuser: TorchFuser, shape: tuple[int, int], threads: int) -> OnnxFuser:
     """Run a checkpoint the way the device would: as an fp32 file of this size."""
     from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph
 

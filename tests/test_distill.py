@@ -27,7 +27,8 @@ SMALL = (
     "data.crop=[32, 32]",
     "data.batch=2",
     "phases.0.batches=3",
-    "phases.1.batches=6",
+    "phases.1.batches=5",
+    "phases.2.batches=1",
     "save_every=4",
     "sample_every=5",
 )
