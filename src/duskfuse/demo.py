@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 TRAIN_SCENES, HELD_OUT_SCENES = 40, 8
 SIZE = (240, 320)
+"""(height, width) of the scenes."""
 HELD_OUT_SEED = 10_000
 MARKER = "demo.json"
 
@@ -95,7 +96,7 @@ def demo(*, out: Path = Path("demo"), overwrite: bool = False) -> DemoReport:
     training = timed("distill", lambda: distill(train, out=out / "run", recipe="demo", cache=cache))
     timed("fuse", lambda: fuse(held_out / "ir", held_out / "vis", out / "fused", model=student))
     exported = timed("export", lambda: export(student, out=out / "bundle", calibration=train))
-    models: list[str | Path] = [ModelName.UNET, student, out / "bundle" / "student-int8.onnx"]
+    models: list[str | Path] = [ModelName.UNET, student]
     evaluation = timed("evaluate", lambda: evaluate(held_out, model=models, out=out / "scores"))
     timings = timed("bench", lambda: bench(out / "bundle", size=f"{SIZE[1]}x{SIZE[0]}"))
     report = DemoReport(out, seconds, training, evaluation, exported, timings)
