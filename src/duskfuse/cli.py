@@ -7,6 +7,7 @@ stderr; ``--json`` prints the result on stdout and nothing else there.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -306,6 +307,7 @@ def _verb(as_json: bool) -> Iterator[None]:
     from duskfuse.data.progress import set_quiet
 
     set_quiet(as_json)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # a damaged picture gets our message, not the decoder's
     try:
         yield
     except DuskfuseError as error:
