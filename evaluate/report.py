@@ -33,15 +33,17 @@ Html = NewType("Html", str)
 
 JPEG_QUALITY = 88
 _NUMBER = re.compile(r"[-−+]?\d|[–∞]|$")
-_COLOURS = 6
+_COLOURS = 9
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fdfdfc; --ink: #1d2024; --soft: #5d646d; --line: #dcdfe3;
   --panel: #f3f4f5; --accent: #b4470b; --best: #fbe9dc;
-  --c0: #b4470b; --c1: #2563a8; --c2: #2e7d4f; --c3: #8a3f9c; --c4: #8a6d00; --c5: #50606e; }
+  --c0: #b4470b; --c1: #2563a8; --c2: #2e7d4f; --c3: #8a3f9c; --c4: #8a6d00; --c5: #50606e;
+  --c6: #00838f; --c7: #c2185b; --c8: #6d4c41; }
 @media (prefers-color-scheme: dark) { :root { --ground: #15171a; --ink: #e4e6e9; --soft: #9aa2ac; --line: #33383f;
   --panel: #1d2024; --accent: #ff9a55; --best: #3d2817;
-  --c0: #ff9a55; --c1: #6fb1f5; --c2: #66c78d; --c3: #cf8be0; --c4: #dcb940; --c5: #a3b1be; } }
+  --c0: #ff9a55; --c1: #6fb1f5; --c2: #66c78d; --c3: #cf8be0; --c4: #dcb940; --c5: #a3b1be;
+  --c6: #4fd0dc; --c7: #ff7fb0; --c8: #c9a48f; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1.25rem 4rem; background: var(--ground); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
