@@ -1,4 +1,4 @@
-"""Cars, vans, trucks and buses as extruded side profiles with wheels, windows and lamps; bicycles and motorbikes."""
+"""Cars, vans, trucks and buses as extruded side profiles with wheels, windows and lamps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from duskfuse.data.scenes.climate import Blocker, Canvas, Climate, Light
+from duskfuse.data.scenes.climate import Blocker, Canvas, Light
 from duskfuse.data.scenes.kinds import SceneClass
 from duskfuse.data.scenes.surfaces import Colour, Material, Stencil
 from duskfuse.data.scenes.texture import noise_tile, sample
@@ -169,7 +169,7 @@ _BODIES: dict[Model, tuple[_Body, ...]] = {
 
 _WHEELS = {Model.BUS: (0.34, -0.28), Model.TRUCK: (0.36, -0.27)}
 _GLASS: Colour = (0.025, 0.03, 0.033)
-_RUBBER: Colour = (0.022, 0.022, 0.024)
+RUBBER: Colour = (0.022, 0.022, 0.024)
 
 
 @dataclass(frozen=True)
@@ -473,7 +473,7 @@ class _Painter:
                 self.stencil.fill(
                     ring(radius * 1.16)[:14], Material((0.012, 0.012, 0.013), self.air + warm * 0.5, normal)
                 )
-                self.stencil.fill(ring(radius), Material(_RUBBER, self.air + warm, normal, emissivity=0.97))
+                self.stencil.fill(ring(radius), Material(RUBBER, self.air + warm, normal, emissivity=0.97))
                 self.stencil.fill(
                     ring(radius * 0.64), Material((0.34, 0.34, 0.36), self.air + warm * 0.7, normal, gloss=0.2)
                 )
@@ -499,7 +499,7 @@ class _Painter:
             ),
             shade,
         )
-        tread = Material(_RUBBER, self.air + (11.0 if hot else 0.3), normal, emissivity=0.97)
+        tread = Material(RUBBER, self.air + (11.0 if hot else 0.3), normal, emissivity=0.97)
         axles = _WHEELS.get(vehicle.model, (0.315, -0.30))
         at = axles[0] * vehicle.length + 0.3 if front_seen else axles[1] * vehicle.length - 0.3
         for side in (-1, 1):
@@ -510,106 +510,6 @@ class _Painter:
             self.stencil.fill(
                 self._world([(end, 0.5, 0.24), (end, 0.62, 0.24), (end, 0.62, 0.33), (end, 0.5, 0.33)]), pipe
             )
-
-
-@dataclass(frozen=True)
-class Bike:
-    """A bicycle or motorbike seen along or across its frame; ``turn`` as for vehicles."""
-
-    x: float
-    z: float
-    turn: float
-    motor: bool
-    colour: Colour
-    lamps_on: bool
-    ridden: bool
-
-    @property
-    def seg(self) -> SceneClass:
-        """A bicycle."""
-        return SceneClass.BICYCLE
-
-    @property
-    def depth(self) -> float:
-        """Metres along the view; just behind the person who rides it."""
-        return self.z + 0.02
-
-    def blockers(self) -> list[Blocker]:
-        """A thin slab."""
-        ends = self._world([(0.8, 0.05, 0), (0.8, -0.05, 0), (-0.8, -0.05, 0), (-0.8, 0.05, 0)])
-        return [Blocker(ends[:, [0, 2]], 0.05, 0.8)]
-
-    def paint(self, canvas: Canvas, instance: int) -> None:
-        """Paint wheels, frame, saddle and handlebar."""
-        box = self._world([(f, r, y) for f in (-1.0, 1.0) for r in (-0.35, 0.35) for y in (-0.03, 1.2)])
-        stencil = Stencil(canvas.camera, canvas.camera.window(box))
-        if stencil.is_empty:
-            return
-        self._draw(stencil, canvas.climate)
-        canvas.surfaces.paint(
-            stencil.window,
-            stencil.numbers > 0,
-            depth=self.depth,
-            seg=self.seg,
-            instance=instance,
-            **stencil.planes(),
-        )
-
-    def _draw(self, stencil: Stencil, climate: Climate) -> None:
-        air = climate.air
-        facing = (0.3, 0.3, -0.9)
-        rubber = Material(_RUBBER, air + (6 if self.ridden else 0.3), facing)
-        frame = Material(self.colour, air + 0.5, facing, emissivity=0.88, gloss=0.1)
-        metal = Material((0.3, 0.3, 0.32), air, facing, emissivity=0.8, gloss=0.25)
-        base, radius = (0.66, 0.31) if self.motor else (0.53, 0.34)
-        angle = np.linspace(0, 2 * np.pi, 28)
-        for hub in (base, -base):
-            rim = [(hub + radius * np.cos(a), 0.0, radius + radius * np.sin(a)) for a in angle]
-            stencil.line(self._world(rim), 0.11 if self.motor else 0.05, rubber)
-            for a in angle[:14:3] if not self.motor else angle[:0]:
-                spoke = [(hub + s * radius * np.cos(a), 0.0, radius + s * radius * np.sin(a)) for s in (-1, 1)]
-                stencil.line(self._world(spoke), 0.008, metal)
-        if self.motor:
-            hot = Material((0.12, 0.12, 0.12), air + (38 if self.ridden else 3), facing)
-            stencil.fill(
-                self._world([(0.35, 0, 0.95), (0.5, 0, 0.75), (-0.1, 0, 0.55), (-0.75, 0, 0.78), (-0.7, 0, 0.9)]), frame
-            )
-            stencil.fill(self._world([(0.3, 0, 0.65), (0.25, 0, 0.25), (-0.25, 0, 0.25), (-0.25, 0, 0.62)]), hot)
-            stencil.line(self._world([(0.1, 0.1, 0.25), (-0.75, 0.1, 0.35)]), 0.07, hot)
-            stencil.line(self._world([(0.42, 0, 1.0), (base, 0.0, radius)]), 0.07, metal)
-            stencil.line(self._world([(0.4, -0.3, 1.0), (0.4, 0.3, 1.0)]), 0.04, metal)
-        else:
-            bottom, seat, head = (-0.05, 0.0, 0.30), (-0.2, 0.0, 0.82), (0.36, 0.0, 0.86)
-            for tube in (
-                [bottom, seat],
-                [bottom, head],
-                [seat, head],
-                [(-base, 0.0, radius), bottom],
-                [(-base, 0.0, radius), seat],
-            ):
-                stencil.line(self._world(tube), 0.045, frame)
-            stencil.line(self._world([head, (base, 0.0, radius)]), 0.045, frame)
-            stencil.line(self._world([head, (0.34, 0, 1.02)]), 0.035, metal)
-            stencil.line(self._world([(-0.34, 0, 0.92), (-0.10, 0, 0.94)]), 0.08, rubber)
-            stencil.line(self._world([(0.34, -0.26, 1.02), (0.34, 0.26, 1.02)]), 0.035, metal)
-        if self.lamps_on and self.ridden:
-            ahead = np.cos(self.turn) < 0
-            glow = (9.0, 8.6, 7.8) if ahead else (2.0, 0.06, 0.04)
-            lamp = Material((0.5, 0.5, 0.5), air + 6, facing, glow)
-            f = 0.55 if ahead else -0.7
-            stencil.fill(self._world([(f, -0.06, 0.8), (f, 0.06, 0.8), (f, 0.06, 0.92), (f, -0.06, 0.92)]), lamp)
-
-    def _world(self, local: list[tuple[float, float, float]]) -> Points:
-        points = np.array(local, np.float64)
-        sin, cos = np.sin(self.turn), np.cos(self.turn)
-        return np.stack(
-            [
-                self.x + points[:, 0] * sin + points[:, 1] * cos,
-                points[:, 2],
-                self.z + points[:, 0] * cos - points[:, 1] * sin,
-            ],
-            axis=1,
-        )
 
 
 def _inner(quad: Points, a0: float, a1: float, b0: float, b1: float) -> Points:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from duskfuse.data.scenes.bikes import Bike
 from duskfuse.data.scenes.buildings import Building, Facade, Wall
 from duskfuse.data.scenes.camera import Camera
 from duskfuse.data.scenes.climate import Climate, Light, Thing, draw_climate
@@ -15,7 +16,7 @@ from duskfuse.data.scenes.kinds import Condition
 from duskfuse.data.scenes.people import Clothes, Person, Pose
 from duskfuse.data.scenes.surfaces import Colour
 from duskfuse.data.scenes.texture import SPRITE_KINDS
-from duskfuse.data.scenes.vehicles import Bike, Model, Vehicle
+from duskfuse.data.scenes.vehicles import Model, Vehicle
 
 _CAR_COLOURS: tuple[Colour, ...] = (
     (0.55, 0.56, 0.57),
