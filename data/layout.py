@@ -126,6 +126,26 @@ def find_pairs(data: Path, *, split: str | None = None, list_file: Path | None =
     return sorted(pairs, key=lambda pair: pair.name)
 
 
+def pictures_by_stem(folder: Path) -> dict[str, Path]:
+    """The pictures of one folder of fused results by their stem; raises InputError where a stem occurs twice."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder", rule="fused pictures are given as a folder", remedy="check the path"
+        )
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in PICTURE_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise InputError(
+                f"{folder}: {found[path.stem].name} and {path.name}",
+                rule="pictures are matched by stem, so a stem may occur once",
+                remedy="remove one of the two",
+            )
+        found[path.stem] = path
+    return found
+
+
 def read_pair(files: PairFiles, *, resize_ir: bool = False, thermal_range: ThermalRange | None = None) -> Pair:
     """Read the pictures of a pair, and its label and boxes where it has them.
 

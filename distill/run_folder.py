@@ -59,8 +59,8 @@ class RunFolder:
             shutil.rmtree(self.out)
         for folder in (self.samples, self.checkpoint.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        (self.out / RECIPE_FILE).write_text(_recipe_text(recipe), encoding="utf-8")
-        (self.out / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+        write_atomically(self.out / RECIPE_FILE, _recipe_text(recipe))
+        write_atomically(self.out / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
     def _check_resumable(self, recipe: Recipe) -> None:
         if not self.checkpoint.is_file():
@@ -99,7 +99,7 @@ class RunFolder:
         if self.metrics.is_file():
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if json.loads(line)["batch"] < next_batch]
-            self.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
 
 class MetricsLog:

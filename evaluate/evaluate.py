@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from duskfuse.data.atomic import write_atomically
 from duskfuse.data.colour import BLUE, GREEN, RED, recombine
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import PICTURE_SUFFIXES, picture_size, read_grey_u8, read_infrared, read_visible
-from duskfuse.data.layout import PairFiles, find_pairs
+from duskfuse.data.images import picture_size, read_grey_u8, read_infrared, read_visible
+from duskfuse.data.layout import PairFiles, find_pairs, pictures_by_stem
 from duskfuse.data.progress import track
 from duskfuse.evaluate.evaluation_report import evaluation_page
 from duskfuse.evaluate.fusers import Fuser, open_fuser, size_text
@@ -197,7 +197,7 @@ def _read_fused(files: Mapping[str, Path], sources: _Sources) -> Grey:
 
 def _match(folder: Path, pairs: Sequence[PairFiles]) -> dict[str, Path]:
     """Pair name → fused picture; by the pair's name, else by its infrared or visible stem."""
-    by_stem = _pictures_by_stem(folder)
+    by_stem = pictures_by_stem(folder)
     shared = Counter(stem for pair in pairs for stem in {pair.ir.stem, pair.vis.stem})
     matched = {}
     for pair in pairs:
@@ -218,23 +218,6 @@ def _match(folder: Path, pairs: Sequence[PairFiles]) -> dict[str, Path]:
             )
         matched[pair.name] = path
     return matched
-
-
-def _pictures_by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder", rule="fused pictures are given as NAME=FOLDER")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in PICTURE_SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in found:
-            raise InputError(
-                f"{folder}: {found[path.stem].name} and {path.name}",
-                rule="pictures are matched by stem, so a stem may occur once",
-                remedy="remove one of the two",
-            )
-        found[path.stem] = path
-    return found
 
 
 def _trivial() -> list[_Method]:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from duskfuse.data.colour import luminance
 from duskfuse.data.errors import DuskfuseError, InputError
-from duskfuse.data.images import PICTURE_SUFFIXES, file_sha256, picture_size, read_grey_u8, write_picture
-from duskfuse.data.layout import PairFiles, find_pairs, read_pair
+from duskfuse.data.images import file_sha256, picture_size, read_grey_u8, write_picture
+from duskfuse.data.layout import PairFiles, find_pairs, pictures_by_stem, read_pair
 from duskfuse.data.pair import Pair
 from duskfuse.data.priors.cache import JsonValue, PriorCache, PriorKind, PriorStore, TeacherImage, pair_key
 from duskfuse.data.priors.cache_masks import open_masks
@@ -180,7 +180,7 @@ def _planes(masks: MaskSet, slots: int, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _folder_teacher(folder: Path) -> tuple[PairFusion, str, dict[str, JsonValue]]:
-    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES}
+    pictures = pictures_by_stem(folder)
     if not pictures:
         raise InputError(f"{folder} holds no pictures", remedy="name the folder that holds the fused pictures")
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from duskfuse.data.weights import ModelCard, save_weights
+from duskfuse.students.unet import UNetStudent
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -39,4 +42,14 @@ def squeezenet_weights() -> Path:
     path = SHARED / "weights" / "squeezenet1_1_features.safetensors"
     if not path.is_file():
         pytest.skip("the SqueezeNet trunk (../shared/weights) is not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained student with its card."""
+    torch.manual_seed(0)
+    student = UNetStudent()
+    path = tmp_path_factory.mktemp("student") / "tiny.safetensors"
+    save_weights(path, student, ModelCard("unet", student.settings, "luma", "0.1.0", "nothing"))
     return path

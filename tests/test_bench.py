@@ -6,23 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from duskfuse.data.errors import InputError
-from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.export import bench as module
 from duskfuse.export.bench import Backend, Timing, bench
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph
 from duskfuse.students.unet import UNetStudent
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    student = UNetStudent()
-    path = tmp_path_factory.mktemp("student") / "tiny.safetensors"
-    save_weights(path, student, ModelCard("unet", student.settings, "luma", "0.1.0", "nothing"))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -211,6 +211,13 @@ def test_teacher_pictures_of_another_size_or_constant_are_refused(dataset: Path,
         cache_teacher(dataset, teacher=tmp_path / "bad", cache=cache)
 
 
+def test_a_teacher_folder_with_one_stem_twice_is_refused(dataset: Path, cache: Path, tmp_path: Path) -> None:
+    for suffix in ("png", "bmp"):
+        write_picture(tmp_path / "twice" / f"0.{suffix}", np.zeros((48, 56), np.uint8))
+    with pytest.raises(InputError, match="a stem may occur once"):
+        cache_teacher(dataset, teacher=tmp_path / "twice", cache=cache)
+
+
 def test_samples_do_not_depend_on_the_number_of_workers(dataset: Path, cache: Path) -> None:
     pairs = find_pairs(dataset)
     store = open_masks(cache, {file_sha256(path) for files in pairs for path in (files.ir, files.vis)}, None)

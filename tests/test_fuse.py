@@ -10,20 +10,10 @@ import torch
 from duskfuse.data import colour
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_infrared, read_picture, read_visible
-from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.export.fuse import fuse
 from duskfuse.students.unet import UNetStudent
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    student = UNetStudent()
-    path = tmp_path_factory.mktemp("student") / "tiny.safetensors"
-    save_weights(path, student, ModelCard("unet", student.settings, "luma", "0.1.0", "nothing"))
-    return path
 
 
 @pytest.fixture
