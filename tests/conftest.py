@@ -13,11 +13,15 @@ from duskfuse.students.unet import UNetStudent
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+# One thread before any fixture computes: sums of another number of threads differ in their last bit.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every test its own duskfuse home and one torch thread, so that tests can run side by side."""
+    torch.set_num_threads(1)  # again: a test may have asked for another number
     monkeypatch.setenv("DUSKFUSE_HOME", str(tmp_path_factory.mktemp("home")))
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
