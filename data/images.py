@@ -132,7 +132,7 @@ def read_grey_u8(path: Path) -> NDArray[np.uint8]:
     picture = read_picture(path)
     if picture.dtype == np.uint8:
         return grey_u8(picture)
-    return _to_u8(infrared_from(picture))
+    return to_u8(infrared_from(picture))
 
 
 def grey_u8(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -157,7 +157,7 @@ def write_picture(path: Path, picture: NDArray[Any]) -> None:
             rule="the suffix chooses the format",
             remedy="use one of " + " ".join(sorted(PICTURE_SUFFIXES)),
         )
-    write_atomically(path, _encode(suffix, _to_u8(picture)))
+    write_atomically(path, _encode(suffix, to_u8(picture)))
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
@@ -280,7 +280,8 @@ def _from_u8(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     return picture.astype(np.float32) / np.float32(255)
 
 
-def _to_u8(picture: NDArray[Any]) -> NDArray[np.uint8]:
+def to_u8(picture: NDArray[Any]) -> NDArray[np.uint8]:
+    """Round float in [0, 1] to the nearest of 255 steps; uint8 passes."""
     if picture.dtype == np.uint8:
         return picture
     if not np.issubdtype(picture.dtype, np.floating):

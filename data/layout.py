@@ -14,41 +14,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import takewhile
-from math import isfinite
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import (
-    PICTURE_SUFFIXES,
-    ThermalRange,
-    infrared_from,
-    picture_size,
-    read_picture,
-    visible_from,
-)
-from duskfuse.data.pair import Pair, PairMeta
-
-
-@dataclass(frozen=True)
-class PairFiles:
-    """The files of one pair."""
-
-    name: str
-    """Unique in its dataset: the stem, after the folders in which several groups differ (``train__00012``)."""
-    ir: Path
-    vis: Path
-    label: Path | None
-    """Picture of class ids."""
-    boxes: Path | None
-    """YOLO text: class, centre x, centre y, width, height, normalised."""
-    split: str | None
-    """The folder that names the split, such as ``train``; None where there is none."""
+from duskfuse.data.images import PICTURE_SUFFIXES
+from duskfuse.data.pair_files import PairFiles, SourcePicture, text_lines
 
 
 class Side(StrEnum):
@@ -146,112 +116,6 @@ def pictures_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_pair(files: PairFiles, *, resize_ir: bool = False, thermal_range: ThermalRange | None = None) -> Pair:
-    """Read the pictures of a pair, and its label and boxes where it has them.
-
-    Args:
-        files: what to read.
-        resize_ir: bring an infrared picture of another size to the visible size (bilinear up, area average down)
-            instead of refusing it; ``meta.original_size`` then keeps its own size.
-        thermal_range: see :func:`duskfuse.data.images.infrared_from`.
-
-    Raises:
-        InputError: a file is unusable, sizes differ, the label is no id map, a line of the boxes is malformed.
-    """
-    stored_ir, stored_vis = read_picture(files.ir), read_picture(files.vis)
-    ir, vis = infrared_from(stored_ir, thermal_range), visible_from(stored_vis)
-    size, ir_size = (vis.shape[0], vis.shape[1]), (ir.shape[0], ir.shape[1])
-    if ir_size != size:
-        if not resize_ir:
-            raise InputError(
-                f"{files.name}: infrared is {ir_size[1]}×{ir_size[0]}, visible is {size[1]}×{size[0]} ({files.ir})",
-                rule="the pictures of a pair must be registered and of one size",
-                remedy="register them, or allow resizing the infrared picture if they show the same scene",
-            )
-        smaller = ir.size > size[0] * size[1]
-        ir = cv2.resize(ir, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-    meta = PairMeta(
-        bit_depth_ir=8 * stored_ir.itemsize,
-        bit_depth_vis=8 * stored_vis.itemsize,
-        original_size=ir_size if ir_size != size else None,
-    )
-    return Pair(
-        ir=torch.from_numpy(ir)[None],
-        vis=torch.from_numpy(vis).permute(2, 0, 1).contiguous(),
-        name=files.name,
-        meta=meta,
-        seg=None if files.label is None else read_label(files.label, size),
-        boxes=None if files.boxes is None else read_boxes(files.boxes),
-    )
-
-
-def read_label(path: Path, size: tuple[int, int]) -> Tensor:
-    """Read a picture of class ids as ``[H, W]`` int64, never scaled; the indices of a palette are the ids.
-
-    Raises:
-        InputError: not of ``size`` (height, width), stored as JPEG, or coloured instead of ids.
-    """
-    seen = picture_size(path)
-    if seen != size:
-        raise InputError(
-            f"{path}: the label is {seen[1]}×{seen[0]}, the pictures are {size[1]}×{size[0]}",
-            rule="a label has the size of its pair",
-            remedy="give the label of this picture; resize labels without interpolation only",
-        )
-    try:
-        with Image.open(path) as picture:
-            form, ids = picture.format, np.asarray(picture)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"{path}: the label cannot be decoded ({error})", remedy="save it as 8-bit PNG") from error
-    if form == "JPEG":
-        raise InputError(f"{path}: the label is a JPEG", rule="JPEG changes ids", remedy="give the original PNG")
-    if ids.ndim == 3:
-        if (ids[..., :3] != ids[..., :1]).any():
-            raise InputError(
-                f"{path}: the label is a colour picture",
-                rule="a label holds one class id per pixel, grey or palette",
-                remedy="convert the colours to ids",
-            )
-        ids = ids[..., 0]
-    return torch.from_numpy(ids.astype(np.int64))
-
-
-def read_boxes(path: Path) -> Tensor:
-    """Read YOLO text (``class cx cy width height`` per line, normalised) as ``[N, 5]`` float32; N may be 0.
-
-    Raises:
-        InputError: names the file and the line that is malformed.
-    """
-    rows = [_box(path, number, line) for number, line in _lines(path)]
-    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
-
-
-def _box(path: Path, number: int, line: str) -> list[float]:
-    try:
-        row = [float(word) for word in line.split()]
-    except ValueError:
-        row = []
-    valid = len(row) == 5 and all(isfinite(value) for value in row)
-    if not (valid and row[0] >= 0 and row[0].is_integer() and all(0 <= value <= 1 for value in row[1:])):
-        raise InputError(
-            f"{path}, line {number}: {line[:60]!r}",
-            rule="a box is `class cx cy width height`: a whole number and four numbers from 0 to 1",
-            remedy="correct or remove the line",
-        )
-    return row
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of the lines that are not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})", remedy="give a readable text file") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()
-
-
 def _groups(data: Path) -> list[_Group]:
     if not data.is_dir():
         seen = "is not a folder" if data.exists() else "no such folder"
@@ -344,8 +208,8 @@ def _named_pairs(groups: list[_Group], split: str | None) -> list[PairFiles]:
             pairs.append(
                 PairFiles(
                     name="__".join((*group.parts[common:], stem)),
-                    ir=ir,
-                    vis=sides[Side.VIS][stem],
+                    ir=SourcePicture(ir),
+                    vis=SourcePicture(sides[Side.VIS][stem]),
                     label=sides[Side.LABEL].get(stem),
                     boxes=sides[Side.BOXES].get(stem),
                     split=split or group.split,
@@ -404,9 +268,9 @@ def _check_partners(sides: dict[Side, dict[str, Path]]) -> None:
 def _listed(pairs: list[PairFiles], list_file: Path) -> list[PairFiles]:
     by_key: dict[str, dict[str, PairFiles]] = defaultdict(dict)
     for pair in pairs:
-        for key in (pair.name, _stem(Side.IR, pair.ir)):
+        for key in (pair.name, _stem(Side.IR, pair.ir.path)):
             by_key[key][pair.name] = pair
-    listed = [_list_key(line) for _, line in _lines(list_file)]
+    listed = [_list_key(line) for _, line in text_lines(list_file)]
     unknown = [key for key in listed if key not in by_key]
     if unknown:
         raise InputError(

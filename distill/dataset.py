@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from duskfuse.data.geometry import GeometricDraw, draw_crop, pad_to
-from duskfuse.data.images import file_sha256
-from duskfuse.data.layout import PairFiles, read_pair
 from duskfuse.data.pair import Pair
+from duskfuse.data.pair_files import PairFiles, read_pair
 from duskfuse.data.priors.cache import PriorStore, TeacherImage, pair_key
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.distill.context import Batch
@@ -41,7 +40,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         self.pairs = list(pairs)
         self._config, self._seed = config, seed
         self._masks, self._teacher = masks, teacher
-        self._keys = [(file_sha256(files.ir), file_sha256(files.vis)) for files in self.pairs]
+        self._keys = [files.prior_keys() for files in self.pairs]
         self._kept: dict[int, Pair] = {}
         self._kept_bytes = 0
 

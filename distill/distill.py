@@ -13,8 +13,9 @@ from torch import nn
 
 from duskfuse import __version__
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import file_sha256, write_picture
-from duskfuse.data.layout import PairFiles, find_pairs
+from duskfuse.data.images import write_picture
+from duskfuse.data.layout import find_pairs
+from duskfuse.data.pair_files import PairFiles
 from duskfuse.data.priors.cache import PriorStore, pair_key
 from duskfuse.data.priors.cache_masks import open_masks
 from duskfuse.data.priors.sources import MaskSourceName
@@ -106,9 +107,9 @@ def _open_dataset(
     mask_store: PriorStore | None = None
     teacher_store: PriorStore | None = None
     if needs_masks or TermName.CONTRASTIVE in recipe.terms_used():
-        mask_store = open_masks(cache, {file_sha256(path) for files in pairs for path in (files.ir, files.vis)}, masks)
+        mask_store = open_masks(cache, {key for files in pairs for key in files.prior_keys()}, masks)
     if FusionField.TEACHER_CACHED in recipe.fields_used():
-        keys = [pair_key(file_sha256(files.ir), file_sha256(files.vis)) for files in pairs]
+        keys = [pair_key(*files.prior_keys()) for files in pairs]
         present, teacher_store = open_teacher_images(cache, keys, teacher)
         pairs = [files for files, key in zip(pairs, keys, strict=True) if key in present]
     return TrainingPairs(pairs, recipe.data, recipe.seed, masks=mask_store, teacher=teacher_store)

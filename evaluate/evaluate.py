@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from duskfuse.data.atomic import write_atomically
 from duskfuse.data.colour import BLUE, GREEN, RED, recombine
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import picture_size, read_grey_u8, read_infrared, read_visible
-from duskfuse.data.layout import PairFiles, find_pairs, pictures_by_stem
+from duskfuse.data.images import grey_u8, picture_size, read_grey_u8, to_u8
+from duskfuse.data.layout import find_pairs, pictures_by_stem
+from duskfuse.data.pair_files import PairFiles, check_sizes, read_ir, read_vis
 from duskfuse.data.progress import track
 from duskfuse.evaluate.evaluation_report import evaluation_page
 from duskfuse.evaluate.fusers import Fuser, open_fuser, size_text
@@ -51,19 +52,19 @@ class _Sources:
 
     @cached_property
     def ir_u8(self) -> Grey:
-        return read_grey_u8(self.files.ir)
+        return to_u8(self.ir)
 
     @cached_property
     def vis_u8(self) -> Grey:
-        return read_grey_u8(self.files.vis)
+        return grey_u8(to_u8(self.vis))
 
     @cached_property
     def ir(self) -> NDArray[np.float32]:
-        return read_infrared(self.files.ir)
+        return read_ir(self.files)
 
     @cached_property
     def vis(self) -> NDArray[np.float32]:
-        return read_visible(self.files.vis)
+        return read_vis(self.files)
 
     @cached_property
     def vis_y(self) -> NDArray[np.float32]:
@@ -117,7 +118,8 @@ def evaluate(
     """
     _check_out(out, overwrite)
     pairs = find_pairs(data)
-    _check_sizes(pairs)
+    for pair in pairs:
+        check_sizes(pair)
     methods = [*_models(model), *_folders(fused or {}, pairs), *_trivial()]
     _check_names(methods, reference)
     scored = _score_all(pairs, methods, reference)
@@ -146,17 +148,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
             rule="results never mix with what is there",
             remedy="say --overwrite to replace an earlier evaluation, or name another --out",
         )
-
-
-def _check_sizes(pairs: Iterable[PairFiles]) -> None:
-    for pair in pairs:
-        ir, vis = picture_size(pair.ir), picture_size(pair.vis)
-        if ir != vis:
-            raise InputError(
-                f"{pair.name}: infrared is {size_text(ir)}, visible is {size_text(vis)} ({pair.ir})",
-                rule="metrics compare pictures of one size",
-                remedy="register the pair, or leave it out",
-            )
 
 
 def _models(models: Sequence[str | Path]) -> list[_Method]:
@@ -209,7 +200,7 @@ def _match(folder: Path, pairs: Sequence[PairFiles]) -> dict[str, Path]:
                 rule="every pair needs one, of the same stem",
                 remedy=f"add {folder / pair.name}.png, or evaluate the pairs that were fused",
             )
-        size, expected = picture_size(path), picture_size(pair.vis)
+        size, expected = picture_size(path), pair.vis.size()
         if size != expected:
             raise InputError(
                 f"{path} is {size_text(size)}, its pair is {size_text(expected)}",

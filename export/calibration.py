@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from duskfuse.data.layout import PairFiles, find_pairs, read_pair
+from duskfuse.data.layout import find_pairs
+from duskfuse.data.pair_files import PairFiles, read_pair
 from duskfuse.data.progress import track
 from duskfuse.export.runtime.fuser import luminance
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import PICTURE_SUFFIXES, write_picture
-from duskfuse.data.layout import PairFiles, read_pair
+from duskfuse.data.pair_files import PairFiles, Reading, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
 from duskfuse.evaluate.fusers import Fuser, open_fuser
 from duskfuse.export.runtime.fuser import luminance, recombine
@@ -81,7 +81,7 @@ def fuse(
             remedy="give another --out, or --overwrite",
         )
     fuser = open_fuser(model)
-    _fuse_pair(fuser, PairFiles(ir.stem, ir, vis, None, None, None), out, resize_ir=resize_ir)
+    _fuse_pair(fuser, _pair(ir.stem, ir, vis, Reading(resize_ir=resize_ir)), out)
     return FuseReport(fuser.name, fuser.backend, [str(out)], [], time.monotonic() - started)
 
 
@@ -90,7 +90,7 @@ def _fuse_folders(
 ) -> FuseReport:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", rule="two folders are fused into a folder", remedy="give another --out")
-    pairs, faults = _matched(ir, vis)
+    pairs, faults = _matched(ir, vis, Reading(resize_ir=resize_ir))
     fuser = open_fuser(model)
     written, kept = [], []
     for pair in track(pairs, "Fusing"):
@@ -99,7 +99,7 @@ def _fuse_folders(
             kept.append(str(target))
             continue
         try:
-            _fuse_pair(fuser, pair, target, resize_ir=resize_ir)
+            _fuse_pair(fuser, pair, target)
             written.append(str(target))
         except InputError as error:
             faults.append(str(error))
@@ -114,13 +114,13 @@ def _fuse_folders(
     return FuseReport(fuser.name, fuser.backend, written, kept, time.monotonic() - started)
 
 
-def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path, *, resize_ir: bool) -> None:
-    pair = read_pair(files, resize_ir=resize_ir)
+def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path) -> None:
+    pair = read_pair(files)
     vis = pair.vis.permute(1, 2, 0).contiguous().numpy()
     write_picture(out, recombine(fuser.fuse(pair.ir[0].numpy(), luminance(vis)), vis))
 
 
-def _matched(ir: Path, vis: Path) -> tuple[list[PairFiles], list[str]]:
+def _matched(ir: Path, vis: Path, reading: Reading) -> tuple[list[PairFiles], list[str]]:
     """Pair the pictures of two folders by stem; say which have no partner, or more than one."""
     sides = {"infrared": _by_stem(ir), "visible": _by_stem(vis)}
     both = sides["infrared"].keys() & sides["visible"].keys()
@@ -139,10 +139,13 @@ def _matched(ir: Path, vis: Path) -> tuple[list[PairFiles], list[str]]:
     twice = {stem for stem in both if any(len(files[stem]) > 1 for files in sides.values())}
     faults += [f"{stem!r}: more than one picture of this name in {ir} or {vis}" for stem in sorted(twice)]
     pairs = [
-        PairFiles(stem, sides["infrared"][stem][0], sides["visible"][stem][0], None, None, None)
-        for stem in sorted(both - twice)
+        _pair(stem, sides["infrared"][stem][0], sides["visible"][stem][0], reading) for stem in sorted(both - twice)
     ]
     return pairs, faults
+
+
+def _pair(name: str, ir: Path, vis: Path, reading: Reading) -> PairFiles:
+    return PairFiles(name, SourcePicture(ir), SourcePicture(vis), reading=reading)
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from duskfuse.data.colour import luminance
 from duskfuse.data.errors import DuskfuseError, InputError
-from duskfuse.data.images import file_sha256, picture_size, read_grey_u8, write_picture
-from duskfuse.data.layout import PairFiles, find_pairs, pictures_by_stem, read_pair
+from duskfuse.data.images import file_sha256, read_grey_u8, write_picture
+from duskfuse.data.layout import find_pairs, pictures_by_stem
 from duskfuse.data.pair import Pair
+from duskfuse.data.pair_files import PairFiles, read_pair
 from duskfuse.data.priors.cache import JsonValue, PriorCache, PriorKind, PriorStore, TeacherImage, pair_key
 from duskfuse.data.priors.cache_masks import open_masks
 from duskfuse.data.priors.masks import MaskSet
@@ -68,7 +69,7 @@ def cache_teacher(
     A pair that fails does not stop the others; ``InputError`` then names all that failed.
     """
     pairs = _spread(find_pairs(data, split=split), limit)
-    keys = [(file_sha256(files.ir), file_sha256(files.vis)) for files in pairs]
+    keys = [files.prior_keys() for files in pairs]
     fuse_pair, source, settings = _open_teacher(teacher, cache, keys, masks)
     store = PriorCache(cache).store(PriorKind.TEACHER, source, settings)
     todo = [(files, key) for files, key in zip(pairs, keys, strict=True) if pair_key(*key) not in store]
@@ -199,7 +200,7 @@ def _folder_digest(pictures: dict[str, Path]) -> JsonValue:
 
 
 def _checked(y: NDArray[np.uint8], files: PairFiles) -> NDArray[np.uint8]:
-    height, width = picture_size(files.vis)
+    height, width = files.vis.size()
     if y.shape != (height, width):
         raise InputError(
             f"teacher picture of {files.name} is {y.shape[1]}×{y.shape[0]}, its pair {width}×{height}",

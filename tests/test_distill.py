@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import file_sha256, read_picture, write_picture
-from duskfuse.data.layout import find_pairs, read_pair
+from duskfuse.data.images import read_picture, write_picture
+from duskfuse.data.layout import find_pairs
+from duskfuse.data.pair_files import read_pair
 from duskfuse.data.priors.cache import PriorCache, PriorKind, pair_key
 from duskfuse.data.priors.cache_masks import cache_masks, open_masks
 from duskfuse.data.priors.masks import MaskSet
@@ -166,7 +167,7 @@ def test_a_student_learns_from_a_cached_teacher(dataset: Path, cache: Path, fini
     ready = tmp_path / "maximum"
     pairs = find_pairs(dataset)
     for files in pairs:
-        ir, vis = read_picture(files.ir), read_picture(files.vis)
+        ir, vis = files.ir.read(), files.vis.read()
         grey = np.rint(vis @ [0.299, 0.587, 0.114]).astype(np.uint8)
         write_picture(ready / f"{files.name}.png", np.maximum(ir, grey))
     report = cache_teacher(dataset, teacher=ready, cache=cache)
@@ -200,7 +201,7 @@ def test_cached_teacher_of_the_main_network(dataset: Path, cache: Path, finished
     assert report.done + report.already == 2
     (store,) = [s for s in PriorCache(cache).stores(PriorKind.TEACHER) if s.source == report.teacher]
     files = find_pairs(dataset)[0]
-    record = store.get(pair_key(file_sha256(files.ir), file_sha256(files.vis)))
+    record = store.get(pair_key(*files.prior_keys()))
     assert record.y.shape == (48, 56)  # type: ignore[union-attr]
 
 
@@ -220,7 +221,7 @@ def test_a_teacher_folder_with_one_stem_twice_is_refused(dataset: Path, cache: P
 
 def test_samples_do_not_depend_on_the_number_of_workers(dataset: Path, cache: Path) -> None:
     pairs = find_pairs(dataset)
-    store = open_masks(cache, {file_sha256(path) for files in pairs for path in (files.ir, files.vis)}, None)
+    store = open_masks(cache, {key for files in pairs for key in files.prior_keys()}, None)
     batches = []
     for workers in (0, 2):
         config = DataConfig(crop=(24, 24), batch=3, workers=workers)
@@ -243,8 +244,8 @@ def test_an_epoch_shows_every_pair_once(dataset: Path) -> None:
 def test_masks_move_with_the_crop(dataset: Path, cache: Path) -> None:
     """The hot square is bright exactly where a decoded mask of the infrared picture says so."""
     pairs = find_pairs(dataset)
-    store = open_masks(cache, {file_sha256(path) for files in pairs for path in (files.ir, files.vis)}, None)
-    record = store.get(file_sha256(pairs[0].ir))
+    store = open_masks(cache, {key for files in pairs for key in files.prior_keys()}, None)
+    record = store.get(pairs[0].prior_keys()[0])
     assert isinstance(record, MaskSet)
     config = DataConfig(crop=(40, 40), batch=1, workers=0, masks=8)
     seen = 0

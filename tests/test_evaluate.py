@@ -308,7 +308,7 @@ def test_wrong_input_is_named_before_any_work(data: Path, tmp_path: Path):
     with pytest.raises(InputError, match="no fused picture for a"):
         evaluate(data, fused={"ours": fused}, out=out)
     write_picture(data / "ir" / "a.png", np.zeros((40, 64), np.uint8))
-    with pytest.raises(InputError, match="a: infrared is 64x40, visible is 64x48"):
+    with pytest.raises(InputError, match="a: infrared is 64×40, visible is 64×48"):
         evaluate(data, out=out)
     assert not out.exists()
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import ThermalRange, write_picture
-from duskfuse.data.layout import PairFiles, find_pairs, read_boxes, read_pair
+from duskfuse.data.layout import find_pairs
+from duskfuse.data.pair_files import AS_STORED, PairFiles, Reading, SourcePicture, read_boxes, read_pair
 
 PICTURE = np.full((8, 8), 90, np.uint8)
 
@@ -37,7 +38,7 @@ def tree(tmp_path: Path) -> Tree:
 
 def found(pairs: list[PairFiles], root: Path) -> list[tuple[str, str, str, str | None]]:
     return [
-        (pair.name, pair.ir.relative_to(root).as_posix(), pair.vis.relative_to(root).as_posix(), pair.split)
+        (pair.name, pair.ir.path.relative_to(root).as_posix(), pair.vis.path.relative_to(root).as_posix(), pair.split)
         for pair in pairs
     ]
 
@@ -73,7 +74,7 @@ def test_split_above_or_below_the_modality(tree: Tree, pattern: str):
     root = tree(*files)
     both = find_pairs(root)
     assert [(pair.name, pair.split) for pair in both] == [("test__1", "test"), ("train__1", "train")]
-    assert all(pair.ir.parent != pair.vis.parent and pair.split in pair.ir.parts for pair in both)
+    assert all(pair.ir.path.parent != pair.vis.path.parent and pair.split in pair.ir.path.parts for pair in both)
     (train,) = find_pairs(root, split="train")
     assert (train.name, train.split, train.ir) == ("1", "train", both[1].ir)
     with pytest.raises(InputError, match=r"no split 'val'.*test, train"):
@@ -205,9 +206,10 @@ def test_two_folders_of_one_side(tree: Tree):
         find_pairs(tree("ir/1.png", "vis/1.png", "rgb/1.png"))
 
 
-def files(root: Path, *, label: str | None = None, boxes: str | None = None) -> PairFiles:
+def files(root: Path, *, label: str | None = None, boxes: str | None = None, reading: Reading = AS_STORED) -> PairFiles:
     labelled, boxed = (root / name if name else None for name in (label, boxes))
-    return PairFiles("p", root / "ir.png", root / "vis.png", labelled, boxed, None)
+    ir, vis = (SourcePicture(root / name) for name in ("ir.png", "vis.png"))
+    return PairFiles("p", ir, vis, labelled, boxed, None, reading)
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ def test_read_pair(tmp_path: Path, rgb: np.ndarray):
     counts = np.arange(192, dtype=np.uint16).reshape(12, 16) + 30000
     cv2.imwrite(str(tmp_path / "ir.png"), counts)
     (tmp_path / "b.txt").write_text("2 0.5 0.25 0.1 0.2\n")
-    pair = read_pair(files(tmp_path, boxes="b.txt"), thermal_range=ThermalRange(30000, 30191))
+    pair = read_pair(files(tmp_path, boxes="b.txt", reading=Reading(ThermalRange(30000, 30191))))
     assert pair.name == "p"
     assert (pair.ir.dtype, pair.vis.dtype) == (torch.float32, torch.float32)
     assert torch.equal(pair.vis, torch.from_numpy(rgb).permute(2, 0, 1) / 255)
@@ -239,7 +241,7 @@ def test_unequal_sizes(tmp_path: Path, rgb: np.ndarray, size: tuple[int, int]):
     write_picture(tmp_path / "ir.png", np.repeat(rows[:, None], size[1], axis=1))
     with pytest.raises(InputError, match=rf"infrared is {size[1]}×{size[0]}, visible is 16×12"):
         read_pair(files(tmp_path))
-    pair = read_pair(files(tmp_path), resize_ir=True)
+    pair = read_pair(files(tmp_path, reading=Reading(resize_ir=True)))
     assert pair.size == (12, 16)
     assert pair.meta.original_size == size
     centres = (torch.arange(12) + 0.5) / 12
@@ -315,7 +317,7 @@ def test_malformed_box_names_file_and_line(tmp_path: Path, line: str):
 def test_real_sets(shared_data: Path, folder: str, pairs: int, labels: int, boxes: int):
     got = find_pairs(shared_data / folder)
     assert len(got) == len({pair.name for pair in got}) == pairs
-    assert all(pair.ir.parent.name == "ir" and pair.vis.parent.name == "vis" for pair in got)
+    assert all(pair.ir.path.parent.name == "ir" and pair.vis.path.parent.name == "vis" for pair in got)
     assert sum(pair.label is not None for pair in got) == labels
     assert sum(pair.boxes is not None for pair in got) == boxes
     for pair in (got[0], got[-1]):

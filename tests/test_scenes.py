@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from duskfuse.data.errors import InputError
-from duskfuse.data.layout import find_pairs, read_pair
+from duskfuse.data.layout import find_pairs
+from duskfuse.data.pair_files import read_pair
 from duskfuse.data.scenes import BoxClass, Condition, Scene, SceneClass, render_scene, write_scenes
 
 SIZE = (240, 320)

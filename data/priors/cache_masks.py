@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import file_sha256, picture_size, read_infrared, read_visible
+from duskfuse.data.images import to_u8
 from duskfuse.data.priors.cache import JsonValue, PriorCache, PriorKind, PriorStore, stored_bytes
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.priors.sources import MaskSource, MaskSourceName, open_mask_source
 from duskfuse.data.progress import say, track
 
 if TYPE_CHECKING:
-    from duskfuse.data.layout import PairFiles
+    from duskfuse.data.pair_files import PairFiles
 
 _WORKERS = 2
 _WORTH_WORKERS = 24
@@ -78,10 +78,10 @@ class _Kind(StrEnum):
 
 
 class _Job(NamedTuple):
-    """One picture: its key, and the file its masks are made from."""
+    """One picture: its key, its pair, and which of the pair's pictures the masks are made from."""
 
     key: str
-    path: Path
+    files: PairFiles
     kind: _Kind
 
 
@@ -205,16 +205,14 @@ def _jobs(pairs: Sequence[PairFiles], source: MaskSourceName, failed: list[str])
     """One job for each different picture; ``failed`` gets a message for each that cannot be read."""
     jobs: dict[str, _Job] = {}
     for pair in track(pairs, "hashing"):
-        for path, kind in ((pair.ir, _Kind.INFRARED), (pair.vis, _Kind.VISIBLE)):
+        if source is MaskSourceName.LABELS and pair.label is None:
+            continue
+        for key_of, kind in ((pair.ir_key, _Kind.INFRARED), (pair.vis_key, _Kind.VISIBLE)):
             try:
-                job = _Job(file_sha256(path), path, kind)
+                job = _Job(key_of(), pair, _Kind.LABEL if source is MaskSourceName.LABELS else kind)
             except InputError as error:
                 failed.append(str(error))
                 continue
-            if source is MaskSourceName.LABELS:
-                if pair.label is None:
-                    continue
-                job = _Job(job.key, pair.label, _Kind.LABEL)
             jobs.setdefault(job.key, job)
     return list(jobs.values())
 
@@ -262,13 +260,13 @@ def _masks(maker: MaskSource, job: _Job) -> MaskSet | str:
 
 def _picture(job: _Job) -> NDArray[Any]:
     """``[H, W, 3]`` uint8 RGB, infrared repeated; or the ids of a label map ``[H, W]``."""
-    if job.kind is _Kind.LABEL:
-        from duskfuse.data.layout import read_label
+    from duskfuse.data.pair_files import read_ir, read_label, read_vis
 
-        ids: NDArray[np.int64] = read_label(job.path, picture_size(job.path)).numpy()
+    if job.kind is _Kind.LABEL:
+        assert job.files.label is not None
+        ids: NDArray[np.int64] = read_label(job.files.label, job.files.vis.size()).numpy()
         return ids
-    picture = read_infrared(job.path) if job.kind is _Kind.INFRARED else read_visible(job.path)
-    rounded = np.rint(picture * 255).astype(np.uint8)
+    rounded = to_u8(read_ir(job.files) if job.kind is _Kind.INFRARED else read_vis(job.files))
     return rounded if rounded.ndim == 3 else np.repeat(rounded[..., None], 3, axis=2)
 
 

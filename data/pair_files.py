@@ -1,0 +1,234 @@
+"""Where the pictures of a pair are stored, how the thermal one is to be read, and reading them.
+
+Every reader of a dataset goes through here, so that masks, teachers, training and metrics see the same two pictures:
+infrared on the grid of the visible picture, both in [0, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from duskfuse.data.containers import Size
+from duskfuse.data.errors import InputError
+from duskfuse.data.images import ThermalRange, file_sha256, infrared_from, picture_size, read_picture, visible_from
+from duskfuse.data.pair import Pair, PairMeta
+
+
+@dataclass(frozen=True)
+class SourcePicture:
+    """One picture of a pair on disk."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def stem(self) -> str:
+        """What the picture is matched by."""
+        return self.path.stem
+
+    def read(self) -> NDArray[Any]:
+        """The picture as stored, see :func:`duskfuse.data.images.read_picture`."""
+        return read_picture(self.path)
+
+    def size(self) -> Size:
+        """(height, width), where possible without decoding the picture."""
+        return picture_size(self.path)
+
+    def sha256(self) -> str:
+        """Hash of all that the picture depends on: the bytes of its file."""
+        return file_sha256(self.path)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the infrared pictures of a dataset are read."""
+
+    thermal_range: ThermalRange | None = None
+    """See :func:`duskfuse.data.images.infrared_from`."""
+    resize_ir: bool = False
+    """Bring an infrared picture of another size to the visible size (bilinear up, area average down)."""
+
+
+AS_STORED = Reading()
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """The files of one pair."""
+
+    name: str
+    """Unique in its dataset: the stem, after the folders in which several groups differ (``train__00012``)."""
+    ir: SourcePicture
+    vis: SourcePicture
+    label: Path | None = None
+    """Picture of class ids."""
+    boxes: Path | None = None
+    """YOLO text: class, centre x, centre y, width, height, normalised."""
+    split: str | None = None
+    """The folder that names the split, such as ``train``; None where there is none."""
+    reading: Reading = AS_STORED
+
+    def ir_key(self) -> str:
+        """Key of the infrared picture in the prior cache.
+
+        It is the hash of the file; a reading other than `AS_STORED`, and the size it is brought to, are hashed in.
+
+        Raises:
+            InputError: a file is missing or unreadable.
+        """
+        stored = self.ir.sha256()
+        if self.reading == AS_STORED:
+            return stored
+        return hashlib.sha256(f"{stored} {self.reading} {self.vis.size()}".encode()).hexdigest()
+
+    def vis_key(self) -> str:
+        """Key of the visible picture in the prior cache: the hash of its file."""
+        return self.vis.sha256()
+
+    def prior_keys(self) -> tuple[str, str]:
+        """Both keys, infrared first."""
+        return self.ir_key(), self.vis_key()
+
+
+def read_ir(files: PairFiles) -> NDArray[np.float32]:
+    """The infrared picture of a pair as ``[H, W]`` float32 in [0, 1]; where the reading says so, on the visible grid.
+
+    The visible picture is looked at only where the reading needs its size.
+
+    Raises:
+        InputError: a file is unusable.
+    """
+    ir = infrared_from(files.ir.read(), files.reading.thermal_range)
+    return _on_visible_grid(files, ir, files.vis.size()) if files.reading.resize_ir else ir
+
+
+def read_vis(files: PairFiles) -> NDArray[np.float32]:
+    """The visible picture of a pair as ``[H, W, 3]`` RGB float32 in [0, 1]; InputError where it is unusable."""
+    return visible_from(files.vis.read())
+
+
+def read_pair(files: PairFiles) -> Pair:
+    """Read the pictures of a pair, and its label and boxes where it has them.
+
+    Where the infrared picture was brought to the visible size, ``meta.original_size`` keeps its own.
+
+    Raises:
+        InputError: a file is unusable, sizes differ, the label is no id map, a line of the boxes is malformed.
+    """
+    stored_ir, stored_vis = files.ir.read(), files.vis.read()
+    size, ir_size = stored_vis.shape[:2], stored_ir.shape[:2]
+    ir = _on_visible_grid(files, infrared_from(stored_ir, files.reading.thermal_range), size)
+    vis = visible_from(stored_vis)
+    meta = PairMeta(
+        bit_depth_ir=8 * stored_ir.itemsize,
+        bit_depth_vis=8 * stored_vis.itemsize,
+        original_size=ir_size if ir_size != size else None,
+    )
+    return Pair(
+        ir=torch.from_numpy(ir)[None],
+        vis=torch.from_numpy(vis).permute(2, 0, 1).contiguous(),
+        name=files.name,
+        meta=meta,
+        seg=None if files.label is None else read_label(files.label, size),
+        boxes=None if files.boxes is None else read_boxes(files.boxes),
+    )
+
+
+def check_sizes(files: PairFiles) -> None:
+    """Raise InputError where the two pictures differ in size and the reading does not mend it; decodes nothing."""
+    ir_size, size = files.ir.size(), files.vis.size()
+    if ir_size != size and not files.reading.resize_ir:
+        raise InputError(
+            f"{files.name}: infrared is {ir_size[1]}×{ir_size[0]}, visible is {size[1]}×{size[0]} ({files.ir})",
+            rule="the pictures of a pair must be registered and of one size",
+            remedy="register them, or allow resizing the infrared picture if they show the same scene",
+        )
+
+
+def _on_visible_grid(files: PairFiles, ir: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
+    if ir.shape == size:
+        return ir
+    check_sizes(files)
+    interpolation = cv2.INTER_AREA if ir.size > size[0] * size[1] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(ir, size[::-1], interpolation=interpolation), np.float32)
+
+
+def read_label(path: Path, size: tuple[int, int]) -> Tensor:
+    """Read a picture of class ids as ``[H, W]`` int64, never scaled; the indices of a palette are the ids.
+
+    Raises:
+        InputError: not of ``size`` (height, width), stored as JPEG, or coloured instead of ids.
+    """
+    seen = picture_size(path)
+    if seen != size:
+        raise InputError(
+            f"{path}: the label is {seen[1]}×{seen[0]}, the pictures are {size[1]}×{size[0]}",
+            rule="a label has the size of its pair",
+            remedy="give the label of this picture; resize labels without interpolation only",
+        )
+    try:
+        with Image.open(path) as picture:
+            form, ids = picture.format, np.asarray(picture)
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise InputError(f"{path}: the label cannot be decoded ({error})", remedy="save it as 8-bit PNG") from error
+    if form == "JPEG":
+        raise InputError(f"{path}: the label is a JPEG", rule="JPEG changes ids", remedy="give the original PNG")
+    if ids.ndim == 3:
+        if (ids[..., :3] != ids[..., :1]).any():
+            raise InputError(
+                f"{path}: the label is a colour picture",
+                rule="a label holds one class id per pixel, grey or palette",
+                remedy="convert the colours to ids",
+            )
+        ids = ids[..., 0]
+    return torch.from_numpy(ids.astype(np.int64))
+
+
+def read_boxes(path: Path) -> Tensor:
+    """Read YOLO text (``class cx cy width height`` per line, normalised) as ``[N, 5]`` float32; N may be 0.
+
+    Raises:
+        InputError: names the file and the line that is malformed.
+    """
+    rows = [_box(path, number, line) for number, line in text_lines(path)]
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+
+
+def _box(path: Path, number: int, line: str) -> list[float]:
+    try:
+        row = [float(word) for word in line.split()]
+    except ValueError:
+        row = []
+    valid = len(row) == 5 and all(isfinite(value) for value in row)
+    if not (valid and row[0] >= 0 and row[0].is_integer() and all(0 <= value <= 1 for value in row[1:])):
+        raise InputError(
+            f"{path}, line {number}: {line[:60]!r}",
+            rule="a box is `class cx cy width height`: a whole number and four numbers from 0 to 1",
+            remedy="correct or remove the line",
+        )
+    return row
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines of a text file that are not blank; InputError where it is unreadable."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})", remedy="give a readable text file") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
