@@ -292,12 +292,20 @@ def recipes_command(as_json: Json = False) -> None:
 
 
 @app.command("doctor")
-def doctor_command(as_json: Json = False) -> None:
-    """Say what this machine has and what is missing."""
+def doctor_command(
+    host: Annotated[
+        list[str] | None, typer.Option(help="Also look at this ssh target; repeatable.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has, what is missing, and what to do; exit code 1 where something should be mended."""
     with _verb(as_json):
         from duskfuse.doctor import doctor
 
-        _show(doctor(), as_json)
+        report = doctor(host or ())
+        _show(report.to_json(), as_json, [report.table()])
+        if report.problems:
+            raise typer.Exit(EXIT_FAILED)
 
 
 @contextmanager
