@@ -54,3 +54,17 @@ def pad_to(tensor: Tensor, crop: tuple[int, int]) -> Tensor:
         return tensor
     padding = (0, max(missing_columns, 0), 0, max(missing_rows, 0))
     return F.pad(tensor[None].float(), padding, mode="replicate")[0].to(tensor.dtype)
+
+
+def pad_reflected(tensor: Tensor, size: tuple[int, int]) -> Tensor:
+    """Continue ``[..., H, W]`` by reflection at the bottom and right to ``size``, back and forth where it is smaller.
+
+    The border itself is not repeated: 1 2 3 becomes 1 2 3 2 1 2.
+    """
+    for dim, padded in zip((-2, -1), size, strict=True):
+        side = tensor.shape[dim]
+        if padded > side:
+            period = max(2 * (side - 1), 1)
+            position = torch.arange(padded, device=tensor.device) % period
+            tensor = tensor.index_select(dim, torch.minimum(position, period - position) if side > 1 else position)
+    return tensor

@@ -1,7 +1,11 @@
-"""Weights files: safetensors that carry a model card, so that a file says what it is and how to build its network."""
+"""Weights files: safetensors that carry a model card, so that a file says what it is and how to build its network.
+
+State dicts of other programs have no card; `read_state_dict` reads them without running anything they contain.
+"""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from duskfuse.data.atomic import write_atomically
@@ -18,6 +22,17 @@ from duskfuse.data.errors import InputError
 
 _CARD_KEY = "duskfuse"
 _REMEDY = "give a .safetensors checkpoint written by duskfuse"
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    AttributeError,
+)
+"""What reading a file that is no state dict, or half of one, ends in."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,30 @@ def load_weights(path: Path, module: nn.Module, architecture: str) -> ModelCard:
         )
     module.load_state_dict(dict(tensors))
     return card
+
+
+def read_state_dict(path: Path, *, rule: str, remedy: str) -> dict[str, Tensor]:
+    """Read another program's state dict, safetensors by its suffix or else what ``torch.save`` wrote, onto the CPU.
+
+    Raises InputError with the caller's rule and remedy when there is no such file or it holds anything but tensors
+    by name.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file", rule=rule, remedy=remedy)
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path}: cannot be read as plain tensors ({first_line[:200]})", rule=rule, remedy=remedy
+        ) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise InputError(f"{path}: holds no state dict", rule=rule, remedy=remedy)
+    return state
 
 
 def check_architecture(path: Path, card: ModelCard, wanted: str) -> None:

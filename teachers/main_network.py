@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import FusionOutput
+from duskfuse.data.geometry import pad_reflected
 from duskfuse.data.weights import ModelCard, check_architecture, load_weights, read_card
 from duskfuse.teachers.spa import SpaStage, Streams, conv, conv_act
 
@@ -138,14 +139,8 @@ def _resize(x: Tensor, size: torch.Size) -> Tensor:
 
 def _reflect_pad(x: Tensor) -> Tensor:
     """Continue a map by reflection to a multiple of four and at least 16 pixels a side, however small it is."""
-    for dim in (-2, -1):
-        size = x.shape[dim]
-        padded = max(-(-size // _SIZE_STEP) * _SIZE_STEP, _MIN_SIDE)
-        if padded != size:
-            period = max(2 * (size - 1), 1)
-            position = torch.arange(padded, device=x.device) % period
-            x = x.index_select(dim, torch.minimum(position, period - position) if size > 1 else position)
-    return x
+    height, width = (max(-(-side // _SIZE_STEP) * _SIZE_STEP, _MIN_SIDE) for side in x.shape[-2:])
+    return pad_reflected(x, (height, width))
 
 
 def _crop(x: Tensor, height: int, width: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
-from duskfuse.data.geometry import draw_crop, pad_to
+from duskfuse.data.geometry import draw_crop, pad_reflected, pad_to
 
 
 def coordinates(height: int, width: int) -> torch.Tensor:
@@ -41,3 +43,15 @@ def test_small_pictures_are_padded_by_their_border() -> None:
     mask = pad_to(torch.ones(4, 10, 12, dtype=torch.bool), (16, 24))
     assert mask.dtype is torch.bool
     assert mask.all()
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 31])
+def test_reflection_continues_any_size_as_numpy_does(side: int) -> None:
+    picture = torch.rand(2, side, side + 1)
+    expected = np.pad(picture.numpy(), ((0, 0), (0, 33 - side), (0, 31 - side)), mode="reflect")
+    assert torch.equal(pad_reflected(picture, (33, 32)), torch.from_numpy(expected))
+
+
+def test_reflection_leaves_a_picture_that_is_large_enough() -> None:
+    picture = torch.rand(2, 40, 50)
+    assert torch.equal(pad_reflected(picture, (40, 32)), picture)

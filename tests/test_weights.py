@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from duskfuse.data.errors import InputError
-from duskfuse.data.weights import ModelCard, load_weights, read_card, save_weights
+from duskfuse.data.weights import ModelCard, load_weights, read_card, read_state_dict, save_weights
 from duskfuse.students import zoo
 from duskfuse.students.unet import OutputHead, UNetStudent
 from duskfuse.students.zoo import ModelName, build_student, list_models, load_student
@@ -170,3 +171,30 @@ def test_main_network_checkpoints(tmp_path: Path) -> None:
         save_weights(path, network, dataclasses.replace(card, settings=settings))
         with pytest.raises(InputError, match="a main network has masks"):
             load_main_network(path)
+
+
+def test_a_foreign_state_dict_is_read_in_both_formats(tmp_path: Path) -> None:
+    state = {"a.weight": torch.rand(2, 3), "b": torch.arange(4)}
+    torch.save(state, tmp_path / "state.pt")
+    save_file(state, tmp_path / "state.safetensors")
+    for name in ("state.pt", "state.safetensors"):
+        read = read_state_dict(tmp_path / name, rule="", remedy="")
+        assert read.keys() == state.keys()
+        assert all(torch.equal(read[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_foreign_file_without_tensors_is_refused_without_running_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"state{suffix}"
+    with pytest.raises(InputError, match=r"no such file.*the rule.*the remedy"):
+        read_state_dict(path, rule="the rule", remedy="the remedy")
+    for content in (b"", b"half of a file", zlib.compress(b"0" * 100)):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="plain tensors"):
+            read_state_dict(path, rule="", remedy="")
+    torch.save(Path("an object of a class"), tmp_path / "object.pt")
+    with pytest.raises(InputError, match="plain tensors"):
+        read_state_dict(tmp_path / "object.pt", rule="", remedy="")
+    torch.save({"state": {"a": torch.ones(1)}}, tmp_path / "nested.pt")
+    with pytest.raises(InputError, match="holds no state dict"):
+        read_state_dict(tmp_path / "nested.pt", rule="", remedy="")

@@ -6,7 +6,6 @@ load without being named. segment-anything and torchvision are imported when a c
 
 from __future__ import annotations
 
-import pickle
 import re
 import sys
 import urllib.error
@@ -27,6 +26,7 @@ from duskfuse.data.images import file_sha256
 from duskfuse.data.priors.cache import JsonValue, home
 from duskfuse.data.priors.masks import KEPT_MASKS, MaskSet
 from duskfuse.data.progress import say
+from duskfuse.data.weights import read_state_dict
 
 if TYPE_CHECKING:
     from segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
@@ -136,7 +136,7 @@ def load_sam(checkpoint: Path) -> Sam:
     Raises:
         InputError: no file, not a state dict of plain tensors, or one whose keys or shapes are not SAM's.
     """
-    state = _read_state(checkpoint)
+    state = read_state_dict(checkpoint, rule=_RULE, remedy=_REMEDY)
     try:
         sam = _build(state)
         sam.load_state_dict(state)
@@ -178,24 +178,6 @@ def fetch_checkpoint(model: SamModel) -> Path:
 
 def _weights_folder() -> Path:
     return home() / "weights"
-
-
-def _read_state(checkpoint: Path) -> dict[str, Tensor]:
-    if not checkpoint.is_file():
-        raise InputError(f"{checkpoint}: no such file", rule=_RULE, remedy=_REMEDY)
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{checkpoint}: cannot be read as plain tensors ({str(error).splitlines()[0][:200]})",
-            rule=_RULE,
-            remedy=_REMEDY,
-        ) from None
-    if not isinstance(state, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
-    ):
-        raise InputError(f"{checkpoint}: holds no state dict", rule=_RULE, remedy=_REMEDY)
-    return state
 
 
 def _build(state: Mapping[str, Tensor]) -> Sam:
