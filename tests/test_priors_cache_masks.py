@@ -11,7 +11,6 @@ import pytest
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import file_sha256, write_picture
-from duskfuse.data.priors import cache_masks as module
 from duskfuse.data.priors.cache import PriorCache, PriorKind
 from duskfuse.data.priors.cache_masks import cache_masks, open_masks
 from duskfuse.data.priors.masks import MaskSet
@@ -125,24 +124,26 @@ def test_an_interrupt_keeps_what_is_finished(data: Path, cache: Path, monkeypatc
     assert (report.done, report.already) == (5, 3)
 
 
-def test_a_dry_run_writes_nothing(data: Path, cache: Path):
+def test_a_dry_run_writes_nothing(data: Path, cache: Path, capsys: pytest.CaptureFixture[str]):
     report = cache_masks(data, cache=cache, dry_run=True)
     assert (report.done, report.already, report.dry_run) == (8, 0, True)
     assert report.seconds > 0
     assert report.bytes_per_pair > 0
+    assert report.todo == [str(data / side / f"{i}.png") for i in range(3) for side in ("ir", "vis")][:5]
+    said = capsys.readouterr().err
+    assert "4 infrared and 4 visible" in said
+    assert "hours" in said
     assert not cache.exists()
     cache_masks(data, cache=cache)
     assert cache_masks(data, cache=cache, dry_run=True).done == 0
 
 
-def test_worker_processes_make_the_same_masks(data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_worker_processes_make_the_same_masks(data: Path, cache: Path, tmp_path: Path):
     (data / "ir/0.png").write_bytes(b"damaged")
     with pytest.raises(InputError):
         cache_masks(data, cache=cache)
-    monkeypatch.setattr(module, "_WORTH_WORKERS", 2)
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
     with pytest.raises(InputError, match=r"ir/0\.png"):
-        cache_masks(data, cache=tmp_path / "other")
+        cache_masks(data, cache=tmp_path / "other", workers=2)
     alone = PriorCache(cache).stores(PriorKind.MASKS)[0]
     together = PriorCache(tmp_path / "other").stores(PriorKind.MASKS)[0]
     assert alone.keys() == together.keys()

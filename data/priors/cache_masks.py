@@ -6,18 +6,14 @@ is never made again, and a changed picture is.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,17 +21,17 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import to_u8
 from duskfuse.data.priors.cache import JsonValue, PriorCache, PriorKind, PriorStore, stored_bytes
 from duskfuse.data.priors.masks import MaskSet
+from duskfuse.data.priors.pipeline import Engine, Tally, Todo, Work, processes, run, unmade
 from duskfuse.data.priors.sources import MaskSource, MaskSourceName, open_mask_source
 from duskfuse.data.progress import say, track
 
 if TYPE_CHECKING:
     from duskfuse.data.pair_files import PairFiles
 
-_WORKERS = 2
-_WORTH_WORKERS = 24
-"""Pictures from which on starting processes takes less time than it saves."""
+_WITHOUT_MODEL = {"regions", "labels", "random-crops"}
+"""Sources that compute without a network."""
 _SAMPLE = 3
-"""Pictures measured by a dry run; one for SAM."""
+"""Pictures measured by a dry run; one where a network computes."""
 _NAMED = 5
 
 
@@ -65,24 +61,78 @@ class MaskCacheReport:
     bytes_per_pair: float
     """On disk."""
     dry_run: bool
+    todo: list[str]
+    """With ``dry_run``, the first pictures whose masks would be made."""
 
     def to_json(self) -> dict[str, JsonValue]:
         """The report as plain data."""
         return asdict(self)
 
 
-class _Kind(StrEnum):
+class PictureOf(StrEnum):
+    """Which of a pair's pictures masks are for."""
+
     INFRARED = "infrared"
     VISIBLE = "visible"
-    LABEL = "label"
 
 
-class _Job(NamedTuple):
-    """One picture: its key, its pair, and which of the pair's pictures the masks are made from."""
+class MaskJob(NamedTuple):
+    """One picture of a pair."""
 
-    key: str
     files: PairFiles
-    kind: _Kind
+    side: PictureOf
+
+
+class MaskWork(Work[MaskJob, NDArray[Any]]):
+    """The masks of pictures by a source, which every process opens for itself.
+
+    Args:
+        opening: makes the source ready.
+    """
+
+    def __init__(self, opening: Callable[[], MaskSource]) -> None:
+        self._opening = opening
+        self._source: MaskSource | None = opening()
+        self.source, self.settings = self._source.name, self._source.settings
+        self.title = f"masks by {self.source}"
+        self.holds_model = self.source not in _WITHOUT_MODEL
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}
+
+    def name(self, job: MaskJob, /) -> str:
+        """The path of the picture."""
+        return str(job.files.ir if job.side is PictureOf.INFRARED else job.files.vis)
+
+    def key(self, job: MaskJob, /) -> str:
+        """The key of the picture in the prior cache."""
+        return job.files.ir_key() if job.side is PictureOf.INFRARED else job.files.vis_key()
+
+    def load(self, job: MaskJob, /) -> NDArray[Any]:
+        """``[H, W, 3]`` uint8 RGB, infrared repeated; or the ids of a label map ``[H, W]``."""
+        from duskfuse.data.pair_files import read_ir, read_label, read_vis
+
+        if self.source == MaskSourceName.LABELS:
+            assert job.files.label is not None
+            ids: NDArray[np.int64] = read_label(job.files.label, job.files.vis.size()).numpy()
+            return ids
+        rounded = to_u8(read_ir(job.files) if job.side is PictureOf.INFRARED else read_vis(job.files))
+        return rounded if rounded.ndim == 3 else np.repeat(rounded[..., None], 3, axis=2)
+
+    def make(self, image: NDArray[Any], /) -> MaskSet:
+        """The masks that the source finds."""
+        return self._opened().masks(image)
+
+    def _opened(self) -> MaskSource:
+        if self._source is None:
+            self._source = self._opening()
+            if self._source.settings != self.settings:
+                raise InputError(
+                    f"{self.source} has other settings in this process: {self._source.settings}",
+                    rule=f"all processes make the same masks, by {self.settings}",
+                    remedy="give every machine the same checkpoint and the same version of duskfuse",
+                )
+        return self._source
 
 
 def cache_masks(
@@ -92,6 +142,8 @@ def cache_masks(
     checkpoint: Path | None = None,
     preset: str = "fast",
     cache: Path | None = None,
+    engine: Engine = Engine.LOCAL,
+    workers: int | None = None,
     dry_run: bool = False,
 ) -> MaskCacheReport:
     """Make and keep the masks of all pictures of a dataset that have none yet.
@@ -102,6 +154,8 @@ def cache_masks(
         checkpoint: SAM's.
         preset: SAM's settings, ``fast`` or ``paper``.
         cache: root folder of the cache, ``$DUSKFUSE_HOME/cache`` by default.
+        engine: where the masks are computed.
+        workers: processes that compute, see :func:`duskfuse.data.priors.pipeline.run`.
         dry_run: measure a few pictures and report the expected work, writing nothing.
 
     Raises:
@@ -111,23 +165,23 @@ def cache_masks(
 
     started = time.monotonic()
     pairs = find_pairs(data)
-    maker = open_mask_source(*_choose(source, checkpoint), preset)
-    store = PriorCache(cache).store(PriorKind.MASKS, maker.name, maker.settings)
-    unlabelled: list[str] = []
-    if maker.name == MaskSourceName.LABELS:
-        unlabelled = _without_label(data, pairs)
-    failed: list[str] = []
-    jobs = _jobs(pairs, MaskSourceName(maker.name), failed)
-    present = store.keys()
-    todo = [job for job in jobs if job.key not in present]
-    images = len(jobs) + len(failed)
+    work = MaskWork(partial(open_mask_source, *_choose(source, checkpoint), preset))
+    store = PriorCache(cache).store(PriorKind.MASKS, work.source, work.settings)
+    unlabelled = _without_label(data, pairs) if work.source == MaskSourceName.LABELS else []
+    left_out = set(unlabelled)
+    jobs = [MaskJob(files, side) for files in pairs if files.name not in left_out for side in PictureOf]
     if dry_run:
-        done = len(todo)
-        making, size = _expected(maker, todo, failed)
+        tally = Tally()
+        todo = list(unmade(work, track(jobs, "hashing"), store, tally))
+        seconds, size = _expected(work, todo, tally.failed, processes(work, len(todo), workers))
+        done, failed, names = len(todo), tally.failed, [work.name(item.job) for item in todo[:_NAMED]]
+        already = tally.already
+        _say_expected(work, todo, seconds, size)
     else:
-        working = time.monotonic()
-        done = _make(maker, store, todo, failed)
-        making, size = time.monotonic() - working, store.size_bytes() / max(1, len(store.keys()))
+        report = run(work, jobs, store, engine=engine, workers=workers)
+        done, already, failed, names = report.done, report.already, report.failed, []
+        seconds, size = time.monotonic() - started, store.size_bytes() / max(1, len(store.keys()))
+    images = done + already + len(failed)
     if failed and not dry_run:
         raise InputError(
             f"{len(failed)} of {images} pictures have no masks: {_some(failed)}",
@@ -135,19 +189,20 @@ def cache_masks(
             remedy="repair or remove these pictures and run the same command again",
         )
     return MaskCacheReport(
-        source=maker.name,
-        settings=maker.settings,
+        source=work.source,
+        settings=work.settings,
         folder=str(store.folder),
         pairs=len(pairs),
         images=images,
         done=done,
-        already=len(jobs) - len(todo),
+        already=already,
         failed=failed,
         unlabelled=unlabelled,
-        seconds=round(making if dry_run else time.monotonic() - started, 3),
-        seconds_per_pair=round(2 * making / done, 4) if done else 0.0,
+        seconds=round(seconds, 3),
+        seconds_per_pair=round(2 * seconds / done, 4) if done else 0.0,
         bytes_per_pair=round(2 * size, 1),
         dry_run=dry_run,
+        todo=names,
     )
 
 
@@ -201,85 +256,27 @@ def _without_label(data: Path, pairs: Sequence[PairFiles]) -> list[str]:
     return names
 
 
-def _jobs(pairs: Sequence[PairFiles], source: MaskSourceName, failed: list[str]) -> list[_Job]:
-    """One job for each different picture; ``failed`` gets a message for each that cannot be read."""
-    jobs: dict[str, _Job] = {}
-    for pair in track(pairs, "hashing"):
-        if source is MaskSourceName.LABELS and pair.label is None:
-            continue
-        for key_of, kind in ((pair.ir_key, _Kind.INFRARED), (pair.vis_key, _Kind.VISIBLE)):
-            try:
-                job = _Job(key_of(), pair, _Kind.LABEL if source is MaskSourceName.LABELS else kind)
-            except InputError as error:
-                failed.append(str(error))
-                continue
-            jobs.setdefault(job.key, job)
-    return list(jobs.values())
-
-
-def _make(maker: MaskSource, store: PriorStore, todo: Sequence[_Job], failed: list[str]) -> int:
-    """Make and keep the masks of ``todo``, one by one; the number of pictures done."""
-    done = 0
-    for job, made in track(_results(maker, todo), f"masks by {maker.name}", len(todo)):
-        if isinstance(made, MaskSet):
-            store.put(job.key, made)
-            done += 1
-        else:
-            failed.append(made)
-    store.compact()
-    return done
-
-
-def _results(maker: MaskSource, todo: Sequence[_Job]) -> Iterator[tuple[_Job, MaskSet | str]]:
-    """Masks of each picture, or the message why there are none, in the order in which they are ready."""
-    workers = min(_WORKERS, os.cpu_count() or 1)
-    if maker.name == MaskSourceName.SAM or workers == 1 or len(todo) < _WORTH_WORKERS:
-        yield from ((job, _masks(maker, job)) for job in todo)
-        return
-    context = multiprocessing.get_context("spawn")  # OpenCV's threads do not survive a fork
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-        jobs = {pool.submit(_masks, maker, job): job for job in todo}
-        try:
-            for future in as_completed(jobs):
-                yield jobs[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the pool
-    cv2.setNumThreads(1)
-
-
-def _masks(maker: MaskSource, job: _Job) -> MaskSet | str:
-    try:
-        return maker.masks(_picture(job))
-    except InputError as error:
-        return str(error)
-
-
-def _picture(job: _Job) -> NDArray[Any]:
-    """``[H, W, 3]`` uint8 RGB, infrared repeated; or the ids of a label map ``[H, W]``."""
-    from duskfuse.data.pair_files import read_ir, read_label, read_vis
-
-    if job.kind is _Kind.LABEL:
-        assert job.files.label is not None
-        ids: NDArray[np.int64] = read_label(job.files.label, job.files.vis.size()).numpy()
-        return ids
-    rounded = to_u8(read_ir(job.files) if job.kind is _Kind.INFRARED else read_vis(job.files))
-    return rounded if rounded.ndim == 3 else np.repeat(rounded[..., None], 3, axis=2)
-
-
-def _expected(maker: MaskSource, todo: Sequence[_Job], failed: list[str]) -> tuple[float, float]:
-    """Seconds for all of ``todo`` and bytes per picture, measured on a few spread over it."""
-    count = min(len(todo), 1 if maker.name == MaskSourceName.SAM else _SAMPLE)
-    sample = [todo[i * len(todo) // count] for i in range(count)]
+def _expected(work: MaskWork, todo: Sequence[Todo[MaskJob]], failed: list[str], count: int) -> tuple[float, float]:
+    """Seconds for all of ``todo`` in ``count`` processes and bytes per picture, measured on a few spread over it."""
+    sampled = min(len(todo), 1 if work.holds_model else _SAMPLE)
+    sizes = []
     started = time.monotonic()
-    made = [_masks(maker, job) for job in sample]
-    elapsed = time.monotonic() - started
-    failed.extend(message for message in made if isinstance(message, str))
-    sizes = [stored_bytes(masks) for masks in made if isinstance(masks, MaskSet)]
-    return elapsed / max(1, count) * len(todo), sum(sizes) / max(1, len(sizes))
+    for i in range(sampled):
+        try:
+            sizes.append(stored_bytes(work.make(work.load(todo[i * len(todo) // sampled].job))))
+        except InputError as error:
+            failed.append(str(error))
+    seconds = (time.monotonic() - started) / max(1, sampled) * len(todo) / count
+    return seconds, sum(sizes) / max(1, len(sizes))
+
+
+def _say_expected(work: MaskWork, todo: Sequence[Todo[MaskJob]], seconds: float, size: float) -> None:
+    infrared = sum(item.job.side is PictureOf.INFRARED for item in todo)
+    first = _some([work.name(item.job) for item in todo])
+    say(
+        f"would make {work.title} for {infrared} infrared and {len(todo) - infrared} visible pictures: about "
+        f"{seconds / 3600:.2g} hours and {size * len(todo) / 1e6:.2g} MB{': ' if first else ''}{first}"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

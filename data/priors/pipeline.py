@@ -231,22 +231,35 @@ def _keep(store: PriorStore, outcome: Outcome) -> Failure | None:
 def _outcomes(
     work: Work[Job, Any], todo: Iterator[Todo[Job]], engine: Engine, workers: int | None
 ) -> Generator[Outcome]:
-    if workers is not None and workers < 1:
-        raise InputError(f"{workers} workers", rule="at least one process computes")
     if engine is Engine.RAY:
         raise InputError(f"engine {engine}", rule="work is done on this machine", remedy="leave --engine away")
-    if work.holds_model and workers not in (None, 1):
-        raise InputError(
-            f"{workers} workers for {work.title}",
-            rule="on one machine, one process holds the model",
-            remedy="leave --workers away, or choose --engine ray to compute on several devices",
-        )
-    count = 1 if work.holds_model else workers or cores()
-    first = list(islice(todo, 0 if count == 1 else workers or max(count, WORTH_PROCESSES)))
-    if count == 1 or len(first) < min(2, workers or WORTH_PROCESSES):
+    first = list(islice(todo, max(WORTH_PROCESSES, workers or cores())))
+    count = processes(work, len(first), workers)
+    if count == 1:
         yield from _in_this_process(work, chain(first, todo))
     else:
-        yield from _in_processes(work, chain(first, todo), min(count, len(first)))
+        yield from _in_processes(work, chain(first, todo), count)
+
+
+def processes(work: Work[Job, Any], jobs: int, workers: int | None) -> int:
+    """Processes in which `run` computes that many jobs on this machine; 1 means no other than this one.
+
+    Raises:
+        InputError: ``workers`` is not positive, or more than the work allows.
+    """
+    if workers is not None and workers < 1:
+        raise InputError(f"{workers} workers", rule="at least one process computes")
+    if work.holds_model:
+        if workers not in (None, 1):
+            raise InputError(
+                f"{workers} workers for {work.title}",
+                rule="on one machine, one process holds the model",
+                remedy="leave --workers away, or choose --engine ray to compute on several devices",
+            )
+        return 1
+    if workers is None and jobs < WORTH_PROCESSES:
+        return 1
+    return max(1, min(workers or cores(), jobs))
 
 
 def cores() -> int:
