@@ -5,6 +5,9 @@ Every message says what was seen, the rule it broke, and what to do instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class DuskfuseError(Exception):
     """Something went wrong that the user can understand; ``exit_code`` is what the shell gets.
@@ -32,3 +35,18 @@ class TrainingError(DuskfuseError):
 
 class VerificationError(DuskfuseError):
     """A written file does not do what the model it was made from does."""
+
+
+def unknown_key(key: object, known: Sequence[str]) -> InputError:
+    """The error for a key that a configuration file may not have; names the nearest that it may.
+
+    >>> str(unknown_key("blackhot", ["black_hot", "resize_ir"]))
+    "unknown key 'blackhot'; keys are black_hot, resize_ir; did you mean black_hot?"
+    """
+    shown = str(key)[:40]
+    near = get_close_matches(shown.lower(), known, n=1)
+    return InputError(
+        f"unknown key {shown!r}",
+        rule=f"keys are {', '.join(known)}",
+        remedy=f"did you mean {near[0]}?" if near else "remove it",
+    )

@@ -7,8 +7,6 @@ float are scaled explicitly, by a fixed range or by percentiles, never by cuttin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from duskfuse.data.atomic import write_atomically
 from duskfuse.data.containers import Container, Size, TruncatedPictureError, container_of, size_of
 from duskfuse.data.errors import InputError
+from duskfuse.data.read_files import opened, read_bytes
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 """Lower-case file name endings that are taken for pictures."""
@@ -30,13 +29,16 @@ SMALLEST_SIDE = 4
 PERCENTILES = (0.1, 99.9)
 """The percentiles of a 16-bit or float thermal picture that become 0 and 1 when no range is given."""
 
+LARGEST_BYTES = 2**31 - 1
+"""Bytes of a picture file, and what OpenCV decodes from memory."""
+
 _FORMATS = "PNG, JPEG, WebP, TIFF and BMP pictures are read"
 _JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
 class ThermalRange:
-    """The stored values of a 16-bit or float thermal picture that become 0 and 1.
+    """The stored values of a thermal picture that become 0 and 1.
 
     >>> ThermalRange(27000, 32000).high
     32000
@@ -92,19 +94,60 @@ def read_infrared(path: Path, thermal_range: ThermalRange | None = None) -> NDAr
 def infrared_from(picture: NDArray[Any], thermal_range: ThermalRange | None = None) -> NDArray[np.float32]:
     """Reduce an infrared picture as stored to ``[H, W]`` float32 in [0, 1].
 
-    Three equal channels are reduced to one; of three unequal ones the BT.601 luminance is taken. 8-bit pictures were
-    scaled by the camera: they are divided by 255 whatever the range. 16-bit and float pictures are scaled by
-    ``thermal_range`` where given, else by the percentiles 0.1 and 99.9 of the picture; values beyond are clipped.
-    A constant picture without a range becomes 0.
+    Three equal channels are reduced to one; of three unequal ones the BT.601 luminance is taken. Pictures are scaled by
+    ``thermal_range`` where given; values beyond are clipped. Else 8-bit pictures, which the camera has scaled, are
+    divided by 255, and 16-bit and float pictures are scaled by their percentiles 0.1 and 99.9. A constant picture of
+    these without a range becomes 0.
     """
-    picture = _one_channel(picture)
-    if picture.dtype == np.uint8:
-        return _from_u8(picture)
-    span = thermal_range or _robust_range(picture)
+    grey = one_channel(picture)
+    return scaled(grey, thermal_range or thermal_range_of(grey))
+
+
+def one_channel(picture: NDArray[Any]) -> NDArray[Any]:
+    """Reduce ``[H, W]`` or ``[H, W, 3]`` RGB to ``[H, W]``: the channel where all are equal, else the luminance."""
+    if picture.ndim == 2:
+        return picture
+    first = picture[..., 0]
+    if np.array_equal(first, picture[..., 1]) and np.array_equal(first, picture[..., 2]):
+        return np.ascontiguousarray(first)
+    luminance: NDArray[Any] = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    return luminance
+
+
+def thermal_range_of(grey: NDArray[Any], percentiles: tuple[float, float] | None = None) -> ThermalRange | None:
+    """The range that a picture ``[H, W]`` is scaled by where none is given.
+
+    The given percentiles of the picture; by default 0 and 255 for 8-bit pictures, `PERCENTILES` for others. Where the
+    two percentiles coincide, the extremes; None for a constant picture.
+    """
+    if percentiles is None and grey.dtype == np.uint8:
+        return ThermalRange(0, 255)
+    low, high = np.percentile(grey, percentiles or PERCENTILES)
+    if not low < high:
+        low, high = grey.min(), grey.max()
+    return ThermalRange(float(low), float(high)) if low < high else None
+
+
+def scaled(grey: NDArray[Any], span: ThermalRange | None) -> NDArray[np.float32]:
+    """Scale ``[H, W]`` as stored so that ``span`` becomes 0 to 1, and clip what is beyond; 0 everywhere without one.
+
+    Raises:
+        InputError: no picture of this depth has values inside the range.
+    """
     if span is None:
-        return np.zeros(picture.shape, np.float32)
-    scaled = (picture.astype(np.float64) - span.low) / (span.high - span.low)
-    return np.clip(scaled, 0, 1).astype(np.float32)
+        return np.zeros(grey.shape, np.float32)
+    if grey.dtype in (np.uint8, np.uint16):
+        most = np.iinfo(grey.dtype).max
+        if (span.low, span.high) == (0, 255) and most == 255:
+            return _from_u8(grey)
+        if span.low >= most or span.high <= 0:
+            raise InputError(
+                f"thermal range {span.low:g} to {span.high:g} for a picture of {8 * grey.itemsize} bit",
+                rule=f"its stored values are from 0 to {most}",
+                remedy="give the range in the stored units of the infrared files, or their original radiometric files",
+            )
+    values = (grey.astype(np.float64) - span.low) / (span.high - span.low)
+    return np.clip(values, 0, 1).astype(np.float32)
 
 
 def read_visible(path: Path) -> NDArray[np.float32]:
@@ -175,24 +218,12 @@ def decode_png(data: bytes) -> NDArray[Any]:
 
 def file_sha256(path: Path) -> str:
     """Hash the bytes of a file; the hexadecimal digest is a picture's key in the prior cache."""
-    with _readable(path), path.open("rb") as stream:
+    with opened(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to read ``path`` into an :class:`InputError`."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file", remedy="check the name and the folder") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", remedy="give a readable file") from error
-
-
 def _open(path: Path) -> tuple[bytes, Container]:
-    with _readable(path):
-        data = path.read_bytes()
+    data = read_bytes(path, LARGEST_BYTES)
     if not data:
         raise InputError(f"{path}: the file is empty", rule=_FORMATS, remedy="copy the file again or remove the pair")
     container = container_of(data)
@@ -256,24 +287,6 @@ def _finite_float(path: Path, picture: NDArray[Any]) -> NDArray[np.float32]:
             remedy="replace dead pixels before fusing, or remove the pair",
         )
     return converted
-
-
-def _one_channel(picture: NDArray[Any]) -> NDArray[Any]:
-    if picture.ndim == 2:
-        return picture
-    first = picture[..., 0]
-    if np.array_equal(first, picture[..., 1]) and np.array_equal(first, picture[..., 2]):
-        return np.ascontiguousarray(first)
-    luminance: NDArray[Any] = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    return luminance
-
-
-def _robust_range(picture: NDArray[Any]) -> ThermalRange | None:
-    """The percentiles; where they coincide, the extremes; None for a constant picture."""
-    low, high = np.percentile(picture, PERCENTILES)
-    if not low < high:
-        low, high = picture.min(), picture.max()
-    return ThermalRange(float(low), float(high)) if low < high else None
 
 
 def _from_u8(picture: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -15,9 +15,12 @@ class PairMeta:
     bit_depth_ir: int = 8
     bit_depth_vis: int = 8
     original_size: tuple[int, int] | None = None
-    """(height, width) of the infrared file before it was resized to the visible one; None when it was not."""
+    """(height, width) of the infrared file where it was brought to another, visible size; None when it was not."""
     hot_is_bright: bool = True
-    """Polarity of the thermal camera: True for white-hot."""
+    """Polarity of the thermal camera: True for white-hot. The pair itself is always white-hot."""
+    thermal_range: tuple[float, float] | None = None
+    """The stored infrared values that became 0 and 1 (1 and 0 where the camera is black-hot); None where unknown or
+    where a picture had one value only."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,8 +22,10 @@ from torch import Tensor
 
 from duskfuse.data.containers import Size
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import ThermalRange, file_sha256, infrared_from, picture_size, read_picture, visible_from
+from duskfuse.data.images import file_sha256, picture_size, read_picture, visible_from
 from duskfuse.data.pair import Pair, PairMeta
+from duskfuse.data.read_files import read_text
+from duskfuse.data.reading import AS_STORED, Plane, Reading
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,6 @@ class SourcePicture:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How the infrared pictures of a dataset are read."""
-
-    thermal_range: ThermalRange | None = None
-    """See :func:`duskfuse.data.images.infrared_from`."""
-    resize_ir: bool = False
-    """Bring an infrared picture of another size to the visible size (bilinear up, area average down)."""
-
-
-AS_STORED = Reading()
-
-
-@dataclass(frozen=True)
 class PairFiles:
     """The files of one pair."""
 
@@ -93,7 +82,8 @@ class PairFiles:
         stored = self.ir.sha256()
         if self.reading == AS_STORED:
             return stored
-        return hashlib.sha256(f"{stored} {self.reading} {self.vis.size()}".encode()).hexdigest()
+        size = self.vis.size() if self.reading.on_visible_grid else None
+        return hashlib.sha256(f"{stored} {self.reading.canonical()} {size}".encode()).hexdigest()
 
     def vis_key(self) -> str:
         """Key of the visible picture in the prior cache: the hash of its file."""
@@ -112,8 +102,8 @@ def read_ir(files: PairFiles) -> NDArray[np.float32]:
     Raises:
         InputError: a file is unusable.
     """
-    ir = infrared_from(files.ir.read(), files.reading.thermal_range)
-    return _on_visible_grid(files, ir, files.vis.size()) if files.reading.resize_ir else ir
+    ir = _plane(files, files.ir.read()).ir
+    return _aligned(files, ir, files.vis.size()) if files.reading.on_visible_grid else ir
 
 
 def read_vis(files: PairFiles) -> NDArray[np.float32]:
@@ -124,19 +114,20 @@ def read_vis(files: PairFiles) -> NDArray[np.float32]:
 def read_pair(files: PairFiles) -> Pair:
     """Read the pictures of a pair, and its label and boxes where it has them.
 
-    Where the infrared picture was brought to the visible size, ``meta.original_size`` keeps its own.
-
     Raises:
         InputError: a file is unusable, sizes differ, the label is no id map, a line of the boxes is malformed.
     """
     stored_ir, stored_vis = files.ir.read(), files.vis.read()
     size, ir_size = stored_vis.shape[:2], stored_ir.shape[:2]
-    ir = _on_visible_grid(files, infrared_from(stored_ir, files.reading.thermal_range), size)
+    plane = _plane(files, stored_ir)
+    ir = _aligned(files, plane.ir, size)
     vis = visible_from(stored_vis)
     meta = PairMeta(
         bit_depth_ir=8 * stored_ir.itemsize,
         bit_depth_vis=8 * stored_vis.itemsize,
         original_size=ir_size if ir_size != size else None,
+        hot_is_bright=not files.reading.black_hot,
+        thermal_range=None if plane.span is None else (plane.span.low, plane.span.high),
     )
     return Pair(
         ir=torch.from_numpy(ir)[None],
@@ -150,21 +141,28 @@ def read_pair(files: PairFiles) -> Pair:
 
 def check_sizes(files: PairFiles) -> None:
     """Raise InputError where the two pictures differ in size and the reading does not mend it; decodes nothing."""
-    ir_size, size = files.ir.size(), files.vis.size()
-    if ir_size != size and not files.reading.resize_ir:
-        raise InputError(
-            f"{files.name}: infrared is {ir_size[1]}×{ir_size[0]}, visible is {size[1]}×{size[0]} ({files.ir})",
-            rule="the pictures of a pair must be registered and of one size",
-            remedy="register them, or allow resizing the infrared picture if they show the same scene",
-        )
+    with _named(files):
+        files.reading.check_sizes(files.ir.size(), files.vis.size())
 
 
-def _on_visible_grid(files: PairFiles, ir: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
-    if ir.shape == size:
-        return ir
-    check_sizes(files)
-    interpolation = cv2.INTER_AREA if ir.size > size[0] * size[1] else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(ir, size[::-1], interpolation=interpolation), np.float32)
+def _plane(files: PairFiles, stored: NDArray[Any]) -> Plane:
+    with _named(files):
+        return files.reading.plane(stored)
+
+
+def _aligned(files: PairFiles, ir: NDArray[np.float32], size: Size) -> NDArray[np.float32]:
+    with _named(files):
+        return files.reading.align(ir, size)
+
+
+@contextmanager
+def _named(files: PairFiles) -> Iterator[None]:
+    """Say of which pair and infrared file an error of the reading speaks."""
+    try:
+        yield
+    except InputError as error:
+        seen = f"{files.name}: {error.seen} ({files.ir})"
+        raise InputError(seen, rule=error.rule, remedy=error.remedy) from error
 
 
 def read_label(path: Path, size: tuple[int, int]) -> Tensor:
@@ -225,10 +223,6 @@ def _box(path: Path, number: int, line: str) -> list[float]:
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of the lines of a text file that are not blank; InputError where it is unreadable."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})", remedy="give a readable text file") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield number, line.strip()

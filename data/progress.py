@@ -11,6 +11,7 @@ T = TypeVar("T")
 
 LOG_EVERY_S = 15.0
 _quiet = False
+_said: dict[str, object] = {}
 
 
 def set_quiet(quiet: bool) -> None:
@@ -23,6 +24,13 @@ def say(message: str) -> None:
     """Print one line for the user on stderr, unless progress is silenced."""
     if not _quiet:
         print(message, file=sys.stderr, flush=True)
+
+
+def say_once(topic: str, message: str) -> None:
+    """Print ``message`` as `say` does, unless this process has said something on ``topic`` already."""
+    mine = object()
+    if not _quiet and _said.setdefault(topic, mine) is mine:  # one step, so that of two threads one speaks
+        say(message)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import PICTURE_SUFFIXES, write_picture
-from duskfuse.data.pair_files import PairFiles, Reading, SourcePicture, read_pair
+from duskfuse.data.pair_files import PairFiles, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
+from duskfuse.data.reading import Reading
 from duskfuse.evaluate.fusers import Fuser, open_fuser
 from duskfuse.export.runtime.fuser import luminance, recombine
 

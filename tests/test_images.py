@@ -176,9 +176,13 @@ def test_infrared_8_bit(tmp_path: Path, rgb: NDArray[np.uint8]):
     write_picture(tmp_path / "colour.png", rgb)
     expected = grey.astype(np.float32) / 255
     for name in ("one.png", "three.png"):
-        read = read_infrared(tmp_path / name, ThermalRange(0, 10))
+        read = read_infrared(tmp_path / name)
         assert read.dtype == np.float32
         assert np.array_equal(read, expected)
+        stretched = read_infrared(tmp_path / name, ThermalRange(40, 120))
+        assert np.allclose(stretched, np.clip((grey.astype(float) - 40) / 80, 0, 1), atol=1e-6)
+        with pytest.raises(InputError, match="27000 to 32000 for a picture of 8 bit; its stored values are from 0 to"):
+            read_infrared(tmp_path / name, ThermalRange(27000, 32000))
     weighted = rgb @ np.array([0.299, 0.587, 0.114]) / 255
     assert np.abs(read_infrared(tmp_path / "colour.png") - weighted).max() < 0.6 / 255
 
