@@ -75,6 +75,25 @@ def read_picture(path: Path) -> NDArray[Any]:
     return picture
 
 
+def read_four_channels(path: Path) -> NDArray[Any]:
+    """Read a picture of four channels as stored, ``[H, W, 4]``: RGB and the fourth, which alpha would be elsewhere.
+
+    Raises:
+        InputError: as :func:`read_picture`, and where the picture has another number of channels.
+    """
+    data, container = _open(path)
+    _complete_size(path, container, data)
+    picture = _decode(path, container, data)
+    if picture.ndim != 3 or picture.shape[2] != 4:
+        raise InputError(
+            f"{path}: {1 if picture.ndim == 2 else picture.shape[2]} channels",
+            rule="an RGB-T picture holds red, green, blue and infrared in four channels",
+            remedy="give the original four-channel PNG",
+        )
+    _check_size(path, (picture.shape[0], picture.shape[1]))
+    return np.ascontiguousarray(picture[..., [2, 1, 0, 3]])
+
+
 def picture_size(path: Path) -> Size:
     """Read (height, width) of a picture without decoding it (TIFF apart); same errors as :func:`read_picture`."""
     data, container = _open(path)

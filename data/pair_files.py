@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,37 +24,112 @@ from torch import Tensor
 
 from duskfuse.data.containers import Size
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import file_sha256, picture_size, read_picture, visible_from
+from duskfuse.data.images import (
+    file_sha256,
+    picture_size,
+    read_four_channels,
+    read_picture,
+    visible_from,
+)
 from duskfuse.data.pair import Pair, PairMeta
 from duskfuse.data.read_files import read_text
 from duskfuse.data.reading import AS_STORED, Plane, Reading
+from duskfuse.data.video_frames import frame_size, read_frame
+
+
+class Part(StrEnum):
+    """Which channels of a stored picture are meant."""
+
+    WHOLE = "whole"
+    COLOUR = "first three channels"
+    FOURTH = "fourth channel"
 
 
 @dataclass(frozen=True)
 class SourcePicture:
-    """One picture of a pair on disk."""
+    """One picture of a pair on disk: a whole file, or a selection out of one."""
 
     path: Path
+    part: Part = Part.WHOLE
+    """An RGB-T file (MFNet) holds both pictures: the visible in three channels, the infrared in the fourth."""
+    border: int = 0
+    """Pixels of white frame (DroneVehicle) that are cut away from each side."""
+    frame: int | None = None
+    """Number of the frame, from 0, where the file is a video."""
 
     def __str__(self) -> str:
-        return str(self.path)
+        parts = [str(self.path)]
+        if self.part is not Part.WHOLE:
+            parts.append(self.part.value)
+        if self.frame is not None:
+            parts.append(f"frame {self.frame}")
+        return ", ".join(parts)
 
     @property
     def stem(self) -> str:
-        """What the picture is matched by."""
-        return self.path.stem
+        """What the picture is matched by; frames count from 1, as the unpacked pictures of a video do."""
+        return self.path.stem if self.frame is None else f"{self.path.stem}__{self.frame + 1:06d}"
 
     def read(self) -> NDArray[Any]:
-        """The picture as stored, see :func:`duskfuse.data.images.read_picture`."""
-        return read_picture(self.path)
+        """The picture as stored, see :func:`duskfuse.data.images.read_picture`.
+
+        Raises:
+            InputError: the file is unusable, has not the channels or the frame, or is not white where a frame is cut.
+        """
+        stored = self._read_uncut()
+        if not self.border:
+            return stored
+        if not has_white_border(stored, self.border):
+            raise InputError(
+                f"{self}: not white within {self.border} pixels of its sides",
+                rule="the pictures of one folder all have the white border, or none has it",
+                remedy="remove the pair, or keep pictures with and without border in folders of their own",
+            )
+        return np.ascontiguousarray(stored[self.border : -self.border, self.border : -self.border])
 
     def size(self) -> Size:
         """(height, width), where possible without decoding the picture."""
-        return picture_size(self.path)
+        height, width = picture_size(self.path) if self.frame is None else frame_size(self.path)
+        return height - 2 * self.border, width - 2 * self.border
 
     def sha256(self) -> str:
-        """Hash of all that the picture depends on: the bytes of its file."""
-        return file_sha256(self.path)
+        """Hash of all that the picture depends on: the bytes of its file and, unless it is the whole, the selection."""
+        if self == SourcePicture(self.path):
+            return file_sha256(self.path)
+        stored = _kept_sha256(self.path, *_change_marks(self.path))
+        selection = f"{self.part.value}, border {self.border}, frame {self.frame}"
+        return hashlib.sha256(f"{stored} {selection}".encode()).hexdigest()
+
+    def _read_uncut(self) -> NDArray[Any]:
+        if self.frame is not None:
+            return read_frame(self.path, self.frame)
+        if self.part is Part.WHOLE:
+            return read_picture(self.path)
+        channels = read_four_channels(self.path)
+        return np.ascontiguousarray(channels[..., :3] if self.part is Part.COLOUR else channels[..., 3])
+
+
+@lru_cache(maxsize=1024)
+def _kept_sha256(path: Path, size: int, changed_ns: int) -> str:
+    """Hash a file once for all pictures in it; its size and time of change tell whether it is still the same."""
+    return file_sha256(path)
+
+
+def _change_marks(path: Path) -> tuple[int, int]:
+    try:
+        seen = path.stat()
+    except OSError:
+        return 0, 0  # hashing the file says what is wrong with it
+    return seen.st_size, seen.st_mtime_ns
+
+
+def has_white_border(picture: NDArray[Any], width: int) -> bool:
+    """Whether an 8-bit picture is white within ``width`` pixels of every side; JPEG smears the innermost few."""
+    if picture.dtype != np.uint8 or min(picture.shape[:2]) <= 2 * width:
+        return False
+    sure = width - min(8, width // 2)
+    strips = (picture[:sure], picture[-sure:], picture[:, :sure], picture[:, -sure:])
+    return all(float((strip >= 240).mean()) > 0.99 for strip in strips)
 
 
 @dataclass(frozen=True)
