@@ -29,6 +29,10 @@ class InputError(DuskfuseError):
     exit_code = 2
 
 
+class StorageError(DuskfuseError):
+    """The disk refuses: full, over quota, read-only, gone. What was finished before stays."""
+
+
 class TrainingError(DuskfuseError):
     """Training cannot go on: a term became NaN or infinite."""
 

@@ -10,17 +10,21 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from duskfuse.data.errors import InputError
+from duskfuse.data.atomic import write_atomically
+from duskfuse.data.errors import InputError, StorageError
 from duskfuse.data.priors import cache as cache_module
+from duskfuse.data.priors import records
 from duskfuse.data.priors.cache import (
     SHARD_ROWS,
     PriorCache,
     PriorKind,
     PriorStore,
     TeacherImage,
+    encode_record,
     pair_key,
     stored_bytes,
 )
@@ -72,7 +76,7 @@ def test_round_trip_before_and_after_compacting(store: PriorStore):
         nothing = reader.get("empty")
         assert isinstance(nothing, MaskSet)
         assert (len(nothing), nothing.height, nothing.width) == (0, 6, 7)
-    assert 0 < store.size_bytes() < sum(stored_bytes(record) for record in records.values())
+    assert 0 < store.size_bytes() < 2 * sum(stored_bytes(record) for record in records.values())
 
 
 def test_teacher_images_are_kept_exactly(tmp_path: Path):
@@ -94,21 +98,53 @@ def test_pair_key_depends_on_order_and_both():
     assert pair_key("a", "b") == pair_key("a", "b")
 
 
-def test_one_row_group_per_picture_and_full_shards(store: PriorStore):
-    for i in range(SHARD_ROWS + 6):
+def row_groups(store: PriorStore) -> list[int]:
+    return sorted(pq.ParquetFile(path).metadata.num_row_groups for path in parquet(store))
+
+
+def test_one_row_group_per_picture_and_full_shards(store: PriorStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache_module, "FULL_ROWS", 40)
+    for i in range(46):
         store.put(f"k{i:03}", some_masks(i, 5, 6))
     store.compact()
-    rows = sorted(pq.ParquetFile(path).metadata.num_row_groups for path in parquet(store))
-    assert rows == [6, SHARD_ROWS]
+    assert row_groups(store) == [6, 40]
     assert all(pq.ParquetFile(path).metadata.row_group(0).num_rows == 1 for path in parquet(store))
     for i in range(3):
         store.put(f"new{i}", some_masks(i))
     store.compact()  # the part-filled shard grows, the full one stays
-    assert sorted(pq.ParquetFile(path).metadata.num_row_groups for path in parquet(store)) == [9, SHARD_ROWS]
-    assert len(again(store).keys()) == SHARD_ROWS + 9
+    assert row_groups(store) == [9, 40]
+    assert len(again(store).keys()) == 49
     before = {path.name: path.stat().st_mtime_ns for path in parquet(store)}
     store.compact()
     assert {path.name: path.stat().st_mtime_ns for path in parquet(store)} == before
+
+
+def test_a_shard_of_large_records_is_full_earlier(store: PriorStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache_module, "FULL_BYTES", 3 * stored_bytes(some_masks(0)))
+    for i in range(7):
+        store.put(f"k{i}", some_masks(i))
+    store.compact()
+    assert row_groups(store) in ([1, 3, 3], [3, 4], [2, 3, 2])
+    assert again(store).keys() == {f"k{i}" for i in range(7)}
+
+
+def test_files_stay_few_while_records_are_put(store: PriorStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache_module, "FULL_ROWS", 3 * SHARD_ROWS)
+    for i in range(4 * SHARD_ROWS + 5):
+        store.put(f"k{i:03}", some_masks(i, 5, 6))
+        assert len(parquet(store)) <= SHARD_ROWS + 3
+    assert row_groups(store) == [1] * 5 + [SHARD_ROWS, 3 * SHARD_ROWS]
+    assert len(again(store).keys()) == len(store.keys()) == 4 * SHARD_ROWS + 5
+    assert same(again(store).get("k077"), some_masks(77, 5, 6))
+
+
+def test_other_programs_read_the_files_too(store: PriorStore):
+    for i in range(3):
+        store.put(f"k{i}", some_masks(i))
+    store.compact()
+    table = pq.read_table(parquet(store)[0])
+    assert table["key"].to_pylist() == ["k0", "k1", "k2"]
+    assert table["area"].to_pylist() == [some_masks(i).area.tolist() for i in range(3)]
 
 
 def test_settings_choose_the_folder(tmp_path: Path, store: PriorStore):
@@ -174,11 +210,12 @@ def test_a_crash_after_writing_the_shard_leaves_harmless_duplicates(store: Prior
     for i in range(4):
         store.put(f"k{i}", some_masks(i))
 
-    def crash(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    def crash(name: str) -> None:
+        if name.startswith("item-"):
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_drop", crash)  # the first of four items is deleted, then the process dies
+        patch.setattr(store._index, "remove", crash)  # the first of four items is deleted, then the process dies
         with pytest.raises(KeyboardInterrupt):
             store.compact()
     assert len(parquet(store, "item-")) == 3
@@ -204,46 +241,74 @@ def test_a_truncated_item_is_set_aside_and_rebuilt(store: PriorStore, capsys: py
     assert same(reader.get("bad"), some_masks(1))
 
 
-def test_a_flipped_byte_in_a_shard_is_noticed(store: PriorStore, capsys: pytest.CaptureFixture[str]):
-    for i in range(3):
-        store.put(f"k{i}", some_masks(i, 40, 50))
-    store.compact()
-    shard = parquet(store, "shard-")[0]
-    content = bytearray(shard.read_bytes())
-    start = pq.ParquetFile(shard).metadata.row_group(1).column(4).data_page_offset
-    content[start + 150] ^= 0xFF
-    shard.write_bytes(content)
-    reader = again(store)
-    assert same(reader.get("k0"), some_masks(0, 40, 50))
-    with pytest.raises(InputError, match="cache-masks") as caught:
-        reader.get("k1")
-    assert caught.value.exit_code == 2
-    assert shard.name in capsys.readouterr().err
-    assert again(store).keys() == set()
-    assert [path.suffix for path in store.folder.glob("shard*")] == [".damaged"]
-
-
 def test_a_file_of_another_version_is_left_alone(
     store: PriorStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "FORMAT_VERSION", 99)
-        store.put("k", some_masks(0))
+        patch.setattr(records, "FORMAT_VERSION", 99)
+        data = records.encode_record(store.kind, "k", some_masks(0))
+        path = store.folder / "item-k.parquet"
+        write_atomically(path, records.bind(data, store._name))
     assert again(store).keys() == set()
     assert "format 99" in capsys.readouterr().err
-    assert (store.folder / "item-k.parquet").exists()
+    assert path.exists()
+
+
+def test_a_file_of_format_1_is_left_alone(store: PriorStore, capsys: pytest.CaptureFixture[str]):
+    """Format 1 was a Parquet file with the version and the keys in its footer."""
+    store.put("new", some_masks(0))
+    path = store.folder / "shard-0123456789abcdef.parquet"
+    table = pa.table({"key": ["k"], "height": pa.array([12], pa.int32())})
+    with pq.ParquetWriter(path, table.schema, store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"duskfuse": '{"version": 1, "kind": "masks", "keys": ["k"]}'})
+    content = path.read_bytes()
+    assert again(store).keys() == {"new"}
+    assert "format 1" in capsys.readouterr().err
+    store.compact()
+    assert path.read_bytes() == content
 
 
 def test_the_disks_refusal_is_not_taken_for_damage(store: PriorStore, monkeypatch: pytest.MonkeyPatch):
     store.put("k", some_masks(0))
 
-    def refuse(_: str) -> None:
+    def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache_module.pa, "OSFile", refuse)
-    with pytest.raises(PermissionError):
-        again(store).keys()
-    assert (store.folder / "item-k.parquet").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(StorageError, match="Permission denied"):
+            again(store).keys()
+    assert again(store).keys() == {"k"}
+
+
+@pytest.mark.parametrize("kind", list(PriorKind))
+def test_records_are_encoded_elsewhere_and_written_here(tmp_path: Path, kind: PriorKind):
+    record = some_masks(3) if kind is PriorKind.MASKS else TeacherImage(np.eye(9, dtype=np.uint8), {"name": "p"})
+    other = some_masks(4) if kind is PriorKind.MASKS else TeacherImage(np.ones((9, 9), np.uint8))
+    store = PriorCache(tmp_path).store(kind, "sam", {})
+    data = encode_record(kind, "k", record)
+    store.put_encoded("k", data)
+    store.put("same", record)
+    seen = again(store).get("k")
+    if isinstance(record, MaskSet):
+        assert same(seen, record)
+    else:
+        assert isinstance(seen, TeacherImage)
+        assert np.array_equal(seen.y, record.y)
+        assert seen.meta == record.meta
+    bound = (store.folder / "item-k.parquet").read_bytes()
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    wrong = [b"", data[:-1], data + b"x", bytes(flipped), encode_record(kind, "other", other)]
+    for bad in wrong:
+        with pytest.raises(InputError, match="make the record again"):
+            store.put_encoded("k", bad)
+    with pytest.raises(InputError, match="another store"):
+        PriorCache(tmp_path).store(kind, "regions", {}).put_encoded("k", bound)
+    store.put_encoded("k", bound)  # of this very store: copied as it is
+    assert (store.folder / "item-k.parquet").read_bytes() == bound
+    assert again(store).keys() == {"k", "same"}
 
 
 def test_two_stores_on_one_folder(store: PriorStore):
@@ -289,7 +354,7 @@ def read_one(store: PriorStore, key: str, answer: object) -> None:
 def test_a_used_store_goes_to_loading_processes(store: PriorStore, method: str):
     store.put("k", some_masks(7))
     store.get("k")
-    assert "_opened" not in pickle.loads(pickle.dumps(store)).__getstate__()
+    assert len(pickle.dumps(store)) < 500
     context = multiprocessing.get_context(method)
     answer = context.SimpleQueue()
     process = context.Process(target=read_one, args=(store, "k", answer))
@@ -311,8 +376,8 @@ def test_no_pickle_on_disk_or_in_the_code(store: PriorStore):
     store.compact()
     for path in store.folder.iterdir():
         content = path.read_bytes()
-        assert content[:4] == b"PAR1" or json.loads(content)
-    for name in ("masks", "cache", "cache_masks", "regions", "labels"):
+        assert content[:4] == b"PAR1" or path.name == ".lock" or json.loads(content)
+    for name in ("masks", "records", "record_index", "cache", "cache_masks", "regions", "labels"):
         code = Path(cache_module.__file__).with_name(f"{name}.py").read_text()
         assert "import pickle" not in code
         assert "np.load" not in code

@@ -1,65 +1,80 @@
 """One cache on disk for everything that is derived once from a picture or a pair.
 
-``<root>/<kind>/<source>-<settings hash>/`` holds ``settings.json`` and Parquet files with one row group per picture.
-A new record is a file of its own (temporary name, fsync, rename), so that nothing finished is ever lost; `compact`
-merges such items into shards. Keys are hashes of the picture's bytes: a changed picture has another key, changed
-settings have another folder, so nothing stale is ever read. Several processes may read and write one folder.
+``<root>/<kind>/<source>-<settings hash>/`` holds ``settings.json`` and Parquet files: single records and shards, all
+sealed by digests (`duskfuse.data.priors.records`). A new record is a file of its own (temporary name, fsync, rename),
+so that nothing finished is ever lost; a store merges what it has written into small shards as it goes, and `compact`
+merges everything into full ones. Keys are hashes of the picture's bytes: a changed picture has another key, changed
+settings have another folder, so nothing stale is ever read.
+
+A record is served only if its digest, key and store are right. A damaged file is named, what is intact in it goes into
+a new shard, and it is set aside as ``*.damaged``. Any number of processes may read, write, compact and be killed on
+one folder. No name or path that stands inside a file is ever opened.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import JsonValue as JsonValue
 
-from duskfuse.data.atomic import write_atomically
-from duskfuse.data.errors import InputError
-from duskfuse.data.images import decode_png, encode_png
+from duskfuse.data.atomic import sole, storage_error, write_atomically
+from duskfuse.data.errors import InputError, StorageError
 from duskfuse.data.priors.masks import MaskSet
+from duskfuse.data.priors.record_index import Place, RecordIndex
+from duskfuse.data.priors.records import (
+    FILE_BYTES,
+    DamagedError,
+    OtherVersionError,
+    Shard,
+    bind,
+    check_footer,
+    decode_record,
+    intact_records,
+    is_record,
+    is_version_1,
+    key_hash,
+    key_of,
+    make_shard,
+    read_shard,
+    sealed_bytes,
+    store_name,
+)
+from duskfuse.data.priors.records import PriorKind as PriorKind
+from duskfuse.data.priors.records import TeacherImage as TeacherImage
+from duskfuse.data.priors.records import encode_record as encode_record
 from duskfuse.data.progress import say
 
-FORMAT_VERSION = 1
 SHARD_ROWS = 64
-"""Row groups, that is pictures, of a full shard."""
+"""Single records of its own that a store merges while it writes."""
+FULL_ROWS = 1024
+"""Records of a full shard."""
+FULL_BYTES = 2**25
+"""Bytes from which on a shard of fewer records is full."""
 
 _SETTINGS = "settings.json"
-_ITEM = "item-"
-_METADATA = b"duskfuse"
+_SETTINGS_BYTES = 2**28
+_SINGLE = "item-"
+_SUFFIX = ".parquet"
+_DAMAGED = ".damaged"
+_LOCK = ".lock"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
-_OPEN_FILES = 32
+_HEAD_BYTES = 2**16
 _CLOCK_GRAIN_NS = 100_000_000
 """A folder changed less than this before it was listed may have changed again without a newer time of change."""
-
-
-class PriorKind(StrEnum):
-    """What a store holds."""
-
-    MASKS = "masks"
-    TEACHER = "teacher"
-
-
-@dataclass(frozen=True, eq=False)
-class TeacherImage:
-    """What a teacher made of a pair, kept without loss."""
-
-    y: NDArray[np.uint8]
-    """Fused luminance, ``[H, W]``."""
-    meta: dict[str, JsonValue] = field(default_factory=dict)
+_LISTINGS = 4
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 
 
 def pair_key(ir_sha256: str, vis_sha256: str) -> str:
@@ -70,7 +85,7 @@ def pair_key(ir_sha256: str, vis_sha256: str) -> str:
 def stored_bytes(record: MaskSet | TeacherImage) -> int:
     """Bytes that a record takes on disk before it is compacted."""
     kind = PriorKind.MASKS if isinstance(record, MaskSet) else PriorKind.TEACHER
-    return len(_parquet(kind, [("", _encode(kind, "", record))]))
+    return len(encode_record(kind, "0" * 64, record))
 
 
 def home() -> Path:
@@ -89,29 +104,34 @@ class PriorCache:
         """The store of what ``source`` makes under ``settings``; nothing is written before the first `put`."""
         if not _NAME.fullmatch(source):
             raise ValueError(f"source {source!r} is no file name")
-        canonical = json.dumps(dict(settings), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-        return PriorStore(self.root / kind / f"{source}-{digest}", kind, source, json.loads(canonical))
+        canonical = _canonical(settings)
+        return PriorStore(self.root / kind / _folder_name(source, canonical), kind, source, json.loads(canonical))
 
     def stores(self, kind: PriorKind) -> list[PriorStore]:
-        """The stores on disk, newest last; one whose ``settings.json`` cannot be read is named and left out."""
+        """The stores on disk, newest last; one whose ``settings.json`` is damaged is named and left out."""
         found = []
         for path in (self.root / kind).glob(f"*/{_SETTINGS}"):
             try:
+                status = path.stat()
+                if status.st_size > _SETTINGS_BYTES:
+                    raise ValueError("too large")
                 said = json.loads(path.read_bytes())
                 store = PriorStore(path.parent, kind, str(said["source"]), dict(said["settings"]))
-            except (ValueError, KeyError, TypeError):
+                if path.parent.name != _folder_name(store.source, _canonical(store.settings)):
+                    raise ValueError("not what its folder is named after")
+            except (ValueError, LookupError, TypeError, RecursionError, OSError):
                 say(f"{path}: damaged, its folder is left out; remove the folder and cache again")
                 continue
-            found.append((path.stat().st_mtime_ns, store.folder.name, store))
+            found.append((status.st_mtime_ns, store.folder.name, store))
         return [store for *_, store in sorted(found, key=lambda item: item[:2])]
 
 
-class _Place(NamedTuple):
-    """Where a record is: file name and row group."""
+def _canonical(settings: Mapping[str, JsonValue]) -> str:
+    return json.dumps(dict(settings), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
-    file: str
-    row: int
+
+def _folder_name(source: str, canonical: str) -> str:
+    return f"{source}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 
 class PriorStore:
@@ -122,6 +142,9 @@ class PriorStore:
 
     def __init__(self, folder: Path, kind: PriorKind, source: str, settings: dict[str, JsonValue]) -> None:
         self.folder, self.kind, self.source, self.settings = folder, kind, source, settings
+        self._name = store_name(kind, source, _canonical(settings))
+        self._seen = False
+        """Whether the folder was there before."""
         self._forget()
 
     def __repr__(self) -> str:
@@ -134,237 +157,381 @@ class PriorStore:
         self.__init__(**state)  # type: ignore[misc]
 
     def keys(self) -> set[str]:
-        """The keys of all readable records; damaged files are named, set aside and do not count."""
+        """The keys of all records; files found damaged are named, set aside and do not count."""
         self._refresh()
-        return set(self._index)
+        return self._index.keys()
 
     def __contains__(self, key: str) -> bool:
-        if key not in self._index:
-            self._refresh()
-        return key in self._index
+        return bool(self._places(key))
 
     def get(self, key: str) -> MaskSet | TeacherImage:
         """Read one record.
 
         Raises:
-            InputError: the key is not here, or its file turned out to be damaged (it is then set aside).
+            InputError: the key is not here, or its record turned out to be damaged (its file is then set aside).
+            StorageError: the disk refuses to be read.
         """
-        while key in self:
-            place = self._index[key]
-            with self._reading(place.file):
-                return _decode(self.kind, self._open(place.file).read_row_group(place.row, use_threads=False))
-        raise InputError(
-            f"{self.folder.name}: no {self.kind} for {key[:12]}…",
-            rule="priors are cached before they are used",
-            remedy=f"run duskfuse cache-{self.kind} DATA",
-        )
+        while True:
+            for place in self._places(key):
+                try:
+                    data = self._bytes(place)
+                    if key_of(data, self.kind, self._name) == key:
+                        return decode_record(data, self.kind)
+                except FileNotFoundError:  # merged by another process
+                    self._drop(place.file)
+                    break
+                except (DamagedError, OtherVersionError) as error:
+                    self._mend(place.file, error)
+                    break
+            else:
+                raise InputError(
+                    f"{self.folder.name}: no {self.kind} for {key[:12]}…",
+                    rule="priors are cached before they are used",
+                    remedy=f"run duskfuse cache-{self.kind} DATA",
+                )
 
     def put(self, key: str, record: MaskSet | TeacherImage) -> None:
-        """Write one record; once this returns it survives a crash."""
-        if not _NAME.fullmatch(key):
-            raise ValueError(f"key {key!r} is no file name")
-        self._write_settings()
-        name = f"{_ITEM}{key}.parquet"
-        write_atomically(self.folder / name, _parquet(self.kind, [(key, _encode(self.kind, key, record))]))
-        self._drop(name)
+        """Write one record; once this returns it survives a crash.
+
+        Raises:
+            StorageError: the disk refuses; everything finished before is kept.
+        """
+        self._put(key, bind(encode_record(self.kind, key, record), self._name))
+
+    def put_encoded(self, key: str, data: bytes) -> None:
+        """Write what another process made by `encode_record`, after checking that it is intact and of this key.
+
+        Raises:
+            InputError: it is not.
+            StorageError: the disk refuses; everything finished before is kept.
+        """
+        try:
+            bound = bind(data, self._name)
+            if key_of(bound, self.kind, self._name) != key:
+                raise DamagedError("the record of another key")
+            decode_record(bound, self.kind)
+        except (DamagedError, OtherVersionError) as error:
+            raise InputError(
+                f"{len(data)} bytes for {key[:12]}… are not its {self.kind} ({error})",
+                rule="records come from encode_record of the same version of duskfuse",
+                remedy="make the record again",
+            ) from error
+        self._put(key, bound)
 
     def compact(self) -> None:
-        """Merge single items and part-filled shards into shards of up to 64 records.
+        """Merge single records and part-filled shards into shards of up to `FULL_ROWS` records.
 
         The shards are complete on disk before what they were made from goes; a crash between the two leaves
-        duplicates, which are harmless and go with the next call.
+        duplicates, which are harmless and go with the next call. Does nothing while another process compacts.
+
+        Raises:
+            StorageError: the disk refuses; nothing is lost.
         """
         self._refresh()
-        partial = sorted(name for name, keys in self._files.items() if len(keys) < SHARD_ROWS)
-        if len(partial) < 2 and not any(name.startswith(_ITEM) for name in partial):
-            return
-        done = {key for name, keys in self._files.items() if name not in partial for key in keys}
-        rows: list[tuple[str, pa.Table]] = []
-        for name in partial:
-            for key, row in self._rows(name):
-                if key not in done:
-                    done.add(key)
-                    rows.append((key, row))
-                if len(rows) == SHARD_ROWS:
-                    self._write_shard(rows)
-                    rows = []
-        if rows:
-            self._write_shard(rows)
-        for name in partial:
-            if name in self._files:
-                (self.folder / name).unlink(missing_ok=True)
-                self._drop(name)
+        partial = sorted((name for name in self._index.names() if not self._is_full(name)), key=_shards_first)
+        if len(partial) > 1 or any(name in self._index.singles for name in partial):
+            with self._writing(), sole(self.folder / _LOCK) as ours:
+                if ours:
+                    self._merge(partial)
 
     def size_bytes(self) -> int:
         """Bytes of all records on disk."""
         sizes = []
-        for path in self.folder.glob("[!.]*.parquet"):
+        for name in self._listing():
             with suppress(FileNotFoundError):
-                sizes.append(path.stat().st_size)
+                sizes.append((self.folder / name).stat().st_size)
         return sum(sizes)
 
     def _forget(self) -> None:
-        self._files: dict[str, tuple[str, ...]] = {}
-        self._index: dict[str, _Place] = {}
-        self._opened: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._index = RecordIndex()
+        self._fresh: dict[str, None] = {}
+        """Single records written here and not merged yet."""
+        self._small: list[str] = []
+        """Part-filled shards merged out of such records."""
         self._ignored: set[str] = set()
         self._listed_ns = 0
 
+    def _places(self, key: str) -> list[Place]:
+        found = self._index.places(key)
+        if not found:
+            self._refresh()
+            found = self._index.places(key)
+        return found
+
     def _refresh(self) -> None:
-        """Take in what this or another process has written or removed since the last look."""
-        try:
-            changed_ns = self.folder.stat().st_mtime_ns
-        except FileNotFoundError:
-            return self._forget()
-        if changed_ns == self._listed_ns:
-            return None
-        self._listed_ns = changed_ns if time.time_ns() - changed_ns > _CLOCK_GRAIN_NS else 0
-        names = {path.name for path in self.folder.glob("[!.]*.parquet")} - self._ignored
-        for name in self._files.keys() - names:
-            self._drop(name)
-        for name in sorted(names - self._files.keys()):
-            with self._reading(name):
-                self._files[name] = self._keys_of(name)
-        in_order = sorted(self._files, key=lambda name: (name.startswith(_ITEM), name))
-        self._index = {key: _Place(name, row) for name in in_order for row, key in enumerate(self._files[name])}
+        """Take in what this or another process has written or removed since the last look.
+
+        A record may slip past a listing: its old file goes before its place in the folder is reached, its new one
+        comes after that. While the folder is changing it is therefore listed until it was the same twice.
+        """
+        before: set[str] | None = None
+        for _ in range(_LISTINGS):
+            changed_ns = self._changed_ns()
+            if changed_ns is None:
+                return self._forget()
+            if changed_ns == self._listed_ns:
+                return None
+            settled = time.time_ns() - changed_ns > _CLOCK_GRAIN_NS
+            names = self._listing()
+            self._take_in(names)
+            self._listed_ns = changed_ns if settled and self._changed_ns() == changed_ns else 0
+            if self._listed_ns or names == before:
+                return None
+            before = names
         return None
 
-    def _keys_of(self, name: str) -> tuple[str, ...]:
-        """The keys of a file, row group by row group; none where another version of duskfuse wrote it."""
-        file = self._open(name)
-        said = json.loads((file.metadata.metadata or {})[_METADATA])
-        if said["version"] != FORMAT_VERSION:
-            say(f"{self.folder / name}: format {said['version']}, this duskfuse reads {FORMAT_VERSION}: left out")
-            self._ignored.add(name)
-            return ()
-        if len(said["keys"]) != file.metadata.num_row_groups:
-            raise ValueError("another number of keys than of records")
-        return tuple(said["keys"])
+    def _take_in(self, names: set[str]) -> None:
+        for name in self._index.names() - names:
+            self._index.remove(name)
+        for name in sorted(names - self._index.names() - self._ignored, key=_shards_first):
+            try:
+                self._load(name)
+            except FileNotFoundError:
+                continue
+            except OtherVersionError as error:
+                say(f"{self.folder / name}: {error}: left out")
+                self._ignored.add(name)
+            except DamagedError as error:
+                self._mend(name, error)
 
-    def _open(self, name: str) -> pq.ParquetFile:
-        if name not in self._opened:
-            while len(self._opened) >= _OPEN_FILES:
-                self._opened.popitem(last=False)
-            source = pa.OSFile(str(self.folder / name))
-            self._opened[name] = pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True)
-        self._opened.move_to_end(name)
-        return self._opened[name]
+    def _load(self, name: str) -> None:
+        """Take one file into the index."""
+        head, size = self._head(name)
+        if not is_record(head):
+            self._index.add_shard(name, read_shard(head, size, self.kind, self._name))
+        elif size == len(head):
+            self._index.add_single(name, key_of(head, self.kind, self._name))
+        else:
+            raise DamagedError(f"{size} bytes, of which a record says {len(head)}")
 
-    def _rows(self, name: str) -> Iterator[tuple[str, pa.Table]]:
-        with self._reading(name):
-            for row, key in enumerate(self._files[name]):
-                yield key, self._open(name).read_row_group(row, use_threads=False)
+    def _head(self, name: str) -> tuple[bytes, int]:
+        """The part of a file that its seal covers, and the length of the file."""
+        with self._open(name) as (stream, size):
+            head = stream.read(_HEAD_BYTES)
+            try:
+                end = sealed_bytes(head)
+            except DamagedError:
+                stream.seek(max(0, size - _HEAD_BYTES))
+                if is_version_1(stream.read(_HEAD_BYTES)):
+                    raise OtherVersionError(1) from None
+                raise
+            return head[:end] + stream.read(max(0, min(end, size) - len(head))), size
+
+    def _bytes(self, place: Place) -> bytes:
+        with self._open(place.file) as (stream, size):
+            stream.seek(place.offset)
+            return stream.read(size if place.length is None else place.length)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
+        """A file and its length; what is no plain file, such as a pipe that never answers, counts as damaged."""
+        with self._reading():
+            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+            handle = os.open(self.folder / name, flags)
+            try:
+                status = os.fstat(handle)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES:
+                    raise DamagedError("no file of a cache")
+                with os.fdopen(handle, "rb", closefd=False) as stream:
+                    yield stream, status.st_size
+            finally:
+                os.close(handle)
+
+    def _changed_ns(self) -> int | None:
+        with suppress(FileNotFoundError), self._reading():
+            return self.folder.stat().st_mtime_ns
+        return None
+
+    def _listing(self) -> set[str]:
+        """Names of the finished files."""
+        with suppress(FileNotFoundError), self._reading(), os.scandir(self.folder) as entries:
+            names = {entry.name for entry in entries if entry.name.endswith(_SUFFIX) and entry.name[0] != "."}
+            self._seen = True
+            return names
+        return set()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tell a file that has gone from a disk that refuses."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _GONE:
+                raise FileNotFoundError(error.errno, "gone") from error
+            raise storage_error(self.folder, error) from error
 
     def _drop(self, name: str) -> None:
         """Forget a file; the next look at the folder finds out what is there instead."""
-        self._opened.pop(name, None)
-        for key in self._files.pop(name, ()):
-            if self._index.get(key, _Place(name, 0)).file == name:
-                self._index.pop(key, None)
+        self._index.remove(name)
         self._listed_ns = 0
 
+    def _mend(self, name: str, reason: Exception) -> None:
+        """Bring the intact records of a damaged file into a new shard and set the file aside.
+
+        Where the folder cannot be written, the file stays and only its intact records are still found.
+        """
+        path = self.folder / name
+        try:
+            content = self._bytes(Place(name, 0, None))
+        except FileNotFoundError:
+            return self._drop(name)
+        except DamagedError:
+            content = b""
+        intact = list(intact_records(content, self.kind, self._name))
+        self._drop(name)
+        if self._is_intact(content, len(intact)):  # the damage was on the way from the disk
+            return None
+        try:
+            if intact:
+                self._write_shard([content[start : start + length] for start, length, _ in intact], origin=name)
+            os.replace(path, path.with_name(name + _DAMAGED))
+            outcome = f"set aside as {name}{_DAMAGED}"
+        except FileNotFoundError:  # another process was first
+            return None
+        except OSError as error:
+            outcome = f"cannot be set aside ({error.strerror})"
+            self._ignored.add(name)
+            if intact:
+                self._index.add_shard(name, _layout(intact))
+        say(f"{path}: damaged ({reason}); {outcome}; {len(intact)} intact records in it are kept, others are missing")
+        return None
+
+    def _is_intact(self, content: bytes, records: int) -> bool:
+        try:
+            if is_record(content):
+                return records == 1 and sealed_bytes(content) == len(content)
+            shard = read_shard(content, len(content), self.kind, self._name)
+            check_footer(content, shard)
+            return records == len(shard.hashes)
+        except (DamagedError, OtherVersionError):
+            return False
+
     @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        """Survive that the file is gone (compacted by another process) or damaged (set aside)."""
+    def _writing(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            self._drop(name)
         except OSError as error:
-            if error.errno is not None:  # the disk's refusal; Arrow's complaints about the content have no number
-                raise
-            self._set_aside(name, error)
-        except (pa.ArrowException, ValueError, KeyError) as error:
-            self._set_aside(name, error)
+            raise storage_error(self.folder, error) from error
 
-    def _set_aside(self, name: str, error: Exception) -> None:
-        path = self.folder / name
-        say(
-            f"{path}: damaged ({str(error).splitlines()[0]}); set aside as {name}.damaged, its records count as missing"
-        )
-        try:
-            os.replace(path, path.with_name(f"{name}.damaged"))
-        except OSError:  # a read-only cache, or another process was first
-            self._ignored.add(name)
-        self._drop(name)
+    def _put(self, key: str, data: bytes) -> None:
+        if not _NAME.fullmatch(key):
+            raise ValueError(f"key {key!r} is no file name")
+        name = f"{_SINGLE}{key}{_SUFFIX}"
+        with self._writing():
+            self._write_settings()
+            write_atomically(self.folder / name, data)
+        self._index.add_single(name, key)
+        self._fresh[name] = None
+        if len(self._fresh) % SHARD_ROWS == 0:
+            self._merge_fresh()
 
     def _write_settings(self) -> None:
         path = self.folder / _SETTINGS
-        if path.exists():
-            return
-        content = {
-            "version": FORMAT_VERSION,
-            "kind": self.kind.value,
-            "source": self.source,
-            "settings": self.settings,
-        }
-        write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode())
+        if not path.exists():
+            if self._seen:
+                raise FileNotFoundError(errno.ENOENT, "gone")
+            content = {"kind": self.kind.value, "source": self.source, "settings": self.settings}
+            write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode())
+        self._seen = True
 
-    def _write_shard(self, rows: Sequence[tuple[str, pa.Table]]) -> None:
-        """The name follows from the keys, so that a repeated or concurrent merge writes the same file again."""
-        digest = hashlib.sha256(" ".join(key for key, _ in rows).encode()).hexdigest()[:16]
-        write_atomically(self.folder / f"shard-{digest}.parquet", _parquet(self.kind, rows))
+    def _merge_fresh(self) -> None:
+        """Merge the single records written here into a small shard, and small shards into a full one.
+
+        What was put is on disk already, so that a refusal here is said and no more.
+        """
+        try:
+            with sole(self.folder / _LOCK) as ours:
+                if not ours:
+                    return
+                small = self._small + self._merge([name for name in self._fresh if name in self._index.singles])
+                small = [name for name in small if name in self._index.shards]
+                if sum(map(self._index.rows, small)) >= FULL_ROWS or sum(map(self._bytes_of, small)) >= FULL_BYTES:
+                    small = [name for name in self._merge(small) if not self._is_full(name)]
+                self._fresh, self._small = {}, small
+        except (OSError, StorageError) as error:
+            say(f"{self.folder}: single records are not merged for now ({error})")
+
+    def _merge(self, names: Sequence[str], unwanted: Collection[str] = ()) -> list[str]:
+        """Write the records of some files into new shards and remove the files; the names of the shards.
+
+        Each record is written once, and not at all where it is ``unwanted`` or intact in a file beside these.
+        """
+        batch: list[bytes] = []
+        written, merged, seen, sources = [], [], set(unwanted), set(names)
+        for name in names:
+            records = self._intact(name)
+            if records is None:
+                continue
+            merged.append(name)
+            for key, data in records:
+                if key in seen or self._is_beside(key, sources):
+                    continue
+                seen.add(key)
+                batch.append(data)
+                if len(batch) == FULL_ROWS or sum(map(len, batch)) >= FULL_BYTES:
+                    written.append(self._write_shard(batch))
+                    batch = []
+        if batch:
+            written.append(self._write_shard(batch))
+        for name in merged:
+            if name not in written:
+                (self.folder / name).unlink(missing_ok=True)
+                self._index.remove(name)
+        return written
+
+    def _intact(self, name: str) -> list[tuple[str, bytes]] | None:
+        """All records of a file; None where it is gone, or damaged and therefore mended."""
+        try:
+            content = self._bytes(Place(name, 0, None))
+            if name in self._index.singles:
+                return [(self._checked(content), content)]
+            shard = self._index.shards[name]
+            ends = shard.offsets + shard.lengths
+            parts = [content[start:end] for start, end in zip(shard.offsets, ends, strict=True)]
+            return [(self._checked(part), part) for part in parts]
+        except FileNotFoundError:
+            self._drop(name)
+        except (DamagedError, OtherVersionError) as error:
+            self._mend(name, error)
+        return None
+
+    def _checked(self, data: bytes) -> str:
+        key = key_of(data, self.kind, self._name)
+        decode_record(data, self.kind)
+        return key
+
+    def _is_beside(self, key: str, sources: Collection[str]) -> bool:
+        """Whether a record is intact in a file that is not one of ``sources``."""
+        for place in self._index.places(key):
+            if place.file not in sources:
+                with suppress(FileNotFoundError, DamagedError, OtherVersionError):
+                    if self._checked(self._bytes(place)) == key:
+                        return True
+        return False
+
+    def _write_shard(self, records: Sequence[bytes], origin: str = "") -> str:
+        """The name follows from the records, so that a repeated or concurrent merge writes the same file again."""
+        content = make_shard(self.kind, self._name, records)
+        digest = hashlib.sha256(b"".join([origin.encode(), *records])).hexdigest()[:32]
+        name = f"shard-{digest}{_SUFFIX}"
+        write_atomically(self.folder / name, content)
+        self._load(name)
+        return name
+
+    def _is_full(self, name: str) -> bool:
+        return self._index.rows(name) >= FULL_ROWS or self._bytes_of(name) >= FULL_BYTES
+
+    def _bytes_of(self, name: str) -> int:
+        """Bytes of the records of a shard, 0 for a single record."""
+        return int(self._index.shards[name].lengths.sum()) if name in self._index.shards else 0
 
 
-_SCHEMAS = {
-    PriorKind.MASKS: pa.schema(
-        {
-            "key": pa.string(),
-            "height": pa.int32(),
-            "width": pa.int32(),
-            "boxes": pa.list_(pa.int32()),
-            "bits": pa.list_(pa.binary()),
-            "area": pa.list_(pa.int32()),
-            "predicted_iou": pa.list_(pa.float32()),
-            "stability": pa.list_(pa.float32()),
-        }
-    ),
-    PriorKind.TEACHER: pa.schema({"key": pa.string(), "y_png": pa.binary(), "meta": pa.string()}),
-}
+def _shards_first(name: str) -> tuple[bool, str]:
+    return name.startswith(_SINGLE), name
 
 
-def _encode(kind: PriorKind, key: str, record: MaskSet | TeacherImage) -> pa.Table:
-    """One record as a table of one row."""
-    fields: dict[str, Any]
-    if kind is PriorKind.MASKS and isinstance(record, MaskSet):
-        fields = {name: getattr(record, name) for name in _SCHEMAS[kind].names if name != "key"}
-        fields["boxes"] = record.boxes.ravel()
-    elif kind is PriorKind.TEACHER and isinstance(record, TeacherImage):
-        fields = {"y_png": encode_png(record.y), "meta": json.dumps(record.meta, allow_nan=False)}
-    else:
-        raise TypeError(f"{type(record).__name__} in a store of {kind}")
-    return pa.Table.from_pydict({name: [value] for name, value in {"key": key, **fields}.items()}, _SCHEMAS[kind])
-
-
-def _decode(kind: PriorKind, table: pa.Table) -> MaskSet | TeacherImage:
-    columns = {name: table[name].combine_chunks() for name in _SCHEMAS[kind].names}
-    if kind is PriorKind.TEACHER:
-        return TeacherImage(decode_png(columns["y_png"][0].as_py()), json.loads(columns["meta"][0].as_py()))
-    return MaskSet(
-        height=columns["height"][0].as_py(),
-        width=columns["width"][0].as_py(),
-        boxes=columns["boxes"].flatten().to_numpy().reshape(-1, 4),
-        bits=tuple(columns["bits"].flatten().to_pylist()),
-        area=columns["area"].flatten().to_numpy(),
-        predicted_iou=columns["predicted_iou"].flatten().to_numpy(),
-        stability=columns["stability"].flatten().to_numpy(),
-    )
-
-
-def _parquet(kind: PriorKind, rows: Sequence[tuple[str, pa.Table]]) -> bytes:
-    """A Parquet file with one row group per record and the keys in its metadata."""
-    said = {"version": FORMAT_VERSION, "kind": kind.value, "keys": [key for key, _ in rows]}
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink,
-        _SCHEMAS[kind],
-        compression="zstd",
-        use_dictionary=False,
-        write_statistics=False,
-        write_page_checksum=True,
-        store_schema=False,
-    ) as writer:
-        for _, row in rows:
-            writer.write_table(row)
-        writer.add_key_value_metadata({_METADATA: json.dumps(said).encode()})
-    return bytes(sink.getvalue())
+def _layout(intact: Sequence[tuple[int, int, str]]) -> Shard:
+    """A table of records found in a damaged file."""
+    offsets, lengths, keys = zip(*intact, strict=True)
+    hashes = np.array([key_hash(key) for key in keys], np.uint64)
+    return Shard(zlib.compress("\n".join(keys).encode()), hashes, np.array(offsets), np.array(lengths))
