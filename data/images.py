@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse.data.atomic import write_atomically
-from duskfuse.data.containers import Container, Size, TruncatedPictureError, container_of, size_of
+from duskfuse.data.containers import (
+    Container,
+    DamagedPictureError,
+    Size,
+    TruncatedPictureError,
+    container_of,
+    size_of,
+)
 from duskfuse.data.errors import InputError
 from duskfuse.data.read_files import opened, read_bytes
 
@@ -28,6 +35,11 @@ SMALLEST_SIDE = 4
 
 PERCENTILES = (0.1, 99.9)
 """The percentiles of a 16-bit or float thermal picture that become 0 and 1 when no range is given."""
+
+LARGEST_PIXELS = 178_956_970
+"""What a file may declare: beyond any camera's sensor, and Pillow's own limit, so that labels follow the same rule.
+
+A few kilobytes can declare a picture that fills the memory, so sizes are checked before anything is decoded."""
 
 LARGEST_BYTES = 2**31 - 1
 """Bytes of a picture file, and what OpenCV decodes from memory."""
@@ -66,10 +78,7 @@ def read_picture(path: Path) -> NDArray[Any]:
         InputError: the file is missing, empty, not a picture, truncated or damaged, smaller than 4 pixels a side, or
             holds NaN or infinite values.
     """
-    data, container = _open(path)
-    _complete_size(path, container, data)
-    picture = _rgb(_decode(path, container, data))
-    _check_size(path, (picture.shape[0], picture.shape[1]))
+    picture = _rgb(_decode(path))
     if picture.dtype not in (np.uint8, np.uint16):
         picture = _finite_float(path, picture)
     return picture
@@ -81,28 +90,20 @@ def read_four_channels(path: Path) -> NDArray[Any]:
     Raises:
         InputError: as :func:`read_picture`, and where the picture has another number of channels.
     """
-    data, container = _open(path)
-    _complete_size(path, container, data)
-    picture = _decode(path, container, data)
+    picture = _decode(path)
     if picture.ndim != 3 or picture.shape[2] != 4:
         raise InputError(
             f"{path}: {1 if picture.ndim == 2 else picture.shape[2]} channels",
             rule="an RGB-T picture holds red, green, blue and infrared in four channels",
             remedy="give the original four-channel PNG",
         )
-    _check_size(path, (picture.shape[0], picture.shape[1]))
     return np.ascontiguousarray(picture[..., [2, 1, 0, 3]])
 
 
 def picture_size(path: Path) -> Size:
-    """Read (height, width) of a picture without decoding it (TIFF apart); same errors as :func:`read_picture`."""
+    """Read (height, width) of a picture without decoding it; same errors as :func:`read_picture`, as far as seen."""
     data, container = _open(path)
-    size = _complete_size(path, container, data)
-    if size is None:
-        decoded = _decode(path, container, data)
-        size = decoded.shape[0], decoded.shape[1]
-    _check_size(path, size)
-    return size
+    return _complete_size(path, data, container)
 
 
 def read_infrared(path: Path, thermal_range: ThermalRange | None = None) -> NDArray[np.float32]:
@@ -253,29 +254,53 @@ def _open(path: Path) -> tuple[bytes, Container]:
     return data, container
 
 
-def _complete_size(path: Path, container: Container, data: bytes) -> Size | None:
+def _complete_size(path: Path, data: bytes, container: Container) -> Size:
+    """(height, width) that the file declares, checked before anything of that size is made."""
     try:
-        return size_of(container, data)
+        size = size_of(container, data)
     except TruncatedPictureError as error:
         raise InputError(
             f"{path}: the {container} file is truncated ({len(data)} bytes)",
             rule="a picture must be complete",
             remedy="copy the file again or remove the pair",
         ) from error
+    except DamagedPictureError as error:
+        raise _undecodable(path, container, str(error)) from error
+    if min(size) < SMALLEST_SIDE:
+        raise InputError(
+            f"{path}: {size[1]}×{size[0]} pixels",
+            rule=f"pictures need at least {SMALLEST_SIDE} pixels a side",
+            remedy="remove the pair or give the full picture",
+        )
+    if size[0] * size[1] > LARGEST_PIXELS:
+        raise InputError(
+            f"{path}: {size[1]}×{size[0]} pixels",
+            rule=f"pictures have at most {LARGEST_PIXELS / 1e6:.0f} million pixels",
+            remedy="cut it into tiles, or remove it if it should be smaller: its header is then damaged",
+        )
+    return size
 
 
-def _decode(path: Path, container: Container, data: bytes) -> NDArray[Any]:
+def _decode(path: Path) -> NDArray[Any]:
+    data, container = _open(path)
+    size = _complete_size(path, data, container)
     try:
         picture: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         picture = None
     if picture is None or picture.size == 0:
-        raise InputError(
-            f"{path}: the {container} file cannot be decoded",
-            rule="it is damaged, or of a kind of picture that OpenCV does not know",
-            remedy="copy the file again, save it as PNG, or remove the pair",
-        )
+        raise _undecodable(path, container)
+    if picture.shape[:2] != size:
+        raise _undecodable(path, container, f"it declares {size[1]}×{size[0]} and holds another size")
     return picture
+
+
+def _undecodable(path: Path, container: Container, why: str = "") -> InputError:
+    return InputError(
+        f"{path}: the {container} file cannot be decoded" + (f": {why}" if why else ""),
+        rule="it is damaged, or of a kind of picture that OpenCV does not know",
+        remedy="copy the file again, save it as PNG, or remove the pair",
+    )
 
 
 def _rgb(picture: NDArray[Any]) -> NDArray[Any]:
@@ -285,15 +310,6 @@ def _rgb(picture: NDArray[Any]) -> NDArray[Any]:
     if picture.shape[2] < 3:
         return np.ascontiguousarray(picture[..., 0])
     return np.ascontiguousarray(picture[..., 2::-1])
-
-
-def _check_size(path: Path, size: Size) -> None:
-    if min(size) < SMALLEST_SIDE:
-        raise InputError(
-            f"{path}: {size[1]}×{size[0]} pixels",
-            rule=f"pictures need at least {SMALLEST_SIDE} pixels a side",
-            remedy="remove the pair or give the full picture",
-        )
 
 
 def _finite_float(path: Path, picture: NDArray[Any]) -> NDArray[np.float32]:
