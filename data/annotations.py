@@ -11,17 +11,17 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
-
-import torch
-from torch import Tensor
 
 from duskfuse.data.class_tables import ClassTable
 from duskfuse.data.containers import Size
 from duskfuse.data.errors import InputError
 from duskfuse.data.read_files import LARGEST_TEXT, read_bytes, read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WHITE_BORDER = 100
 """Pixels of white around every picture of DroneVehicle; its boxes are measured with it."""
@@ -124,6 +124,8 @@ def coco_boxes(path: Path, classes: ClassTable, names: Iterable[str], size: Size
 
 
 def _normalised(rows: Iterable[Corners], size: Size) -> Tensor:
+    import torch
+
     height, width = size
     boxes = []
     for kind, *pixels in rows:
