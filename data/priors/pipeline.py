@@ -30,7 +30,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import cv2
 
 from duskfuse.data.errors import DuskfuseError, InputError
-from duskfuse.data.priors.cache import PriorStore, TeacherImage
+from duskfuse.data.priors.cache import PriorKind, PriorStore, TeacherImage, encode_record
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.progress import track
 
@@ -128,6 +128,13 @@ class Outcome(NamedTuple):
     result: Record | Failure
 
 
+class Encoded(NamedTuple):
+    """The same as it travels between processes and is written."""
+
+    key: str
+    result: bytes | Failure
+
+
 @dataclass
 class Tally:
     """The jobs that are finished, counted as the work goes on."""
@@ -166,7 +173,7 @@ def run(
     """
     started, tally = time.monotonic(), Tally()
     todo = unmade(work, jobs, store, tally)
-    with closing(_outcomes(work, todo, engine, workers)) as outcomes, ThreadPoolExecutor(1) as writer:
+    with closing(_outcomes(work, todo, store.kind, engine, workers)) as outcomes, ThreadPoolExecutor(1) as writer:
         kept = _ahead(writer, lambda outcome: _keep(store, outcome), outcomes)
         for _ in track(_finished(kept, tally), work.title, len(jobs) if isinstance(jobs, Sized) else None):
             pass
@@ -220,25 +227,29 @@ def _finished(kept: Iterable[Failure | None], tally: Tally) -> Iterator[None]:
     yield from repeat(None, tally.finished - shown)
 
 
-def _keep(store: PriorStore, outcome: Outcome) -> Failure | None:
+def _keep(store: PriorStore, outcome: Outcome | Encoded) -> Failure | None:
     """Write the record; the message where there is none."""
-    if isinstance(outcome.result, Failure):
-        return outcome.result
-    store.put(outcome.key, outcome.result)
+    result = encoded(outcome, store.kind).result
+    if isinstance(result, Failure):
+        return result
+    store.put_encoded(outcome.key, result)
     return None
 
 
 def _outcomes(
-    work: Work[Job, Any], todo: Iterator[Todo[Job]], engine: Engine, workers: int | None
-) -> Generator[Outcome]:
+    work: Work[Job, Any], todo: Iterator[Todo[Job]], kind: PriorKind, engine: Engine, workers: int | None
+) -> Generator[Outcome | Encoded]:
     if engine is Engine.RAY:
-        raise InputError(f"engine {engine}", rule="work is done on this machine", remedy="leave --engine away")
+        from duskfuse.data.priors.ray_engine import in_cluster
+
+        yield from in_cluster(work, todo, kind, workers)
+        return
     first = list(islice(todo, max(WORTH_PROCESSES, workers or cores())))
     count = processes(work, len(first), workers)
     if count == 1:
-        yield from _in_this_process(work, chain(first, todo))
+        yield from in_this_process(work, chain(first, todo))
     else:
-        yield from _in_processes(work, chain(first, todo), count)
+        yield from _in_processes(work, chain(first, todo), kind, count)
 
 
 def processes(work: Work[Job, Any], jobs: int, workers: int | None) -> int:
@@ -277,11 +288,7 @@ def _tried(work: Work[Job, Any], job: Job, function: Callable[[Item], Result], a
         return Failure(f"{work.name(job)}: {type(error).__name__}: {error}")
 
 
-def _computed(work: Work[Job, Loaded], todo: Todo[Job], loaded: Loaded | Failure) -> Outcome:
-    return Outcome(todo.key, loaded if isinstance(loaded, Failure) else _tried(work, todo.job, work.make, loaded))
-
-
-def _in_this_process(work: Work[Job, Loaded], todo: Iterable[Todo[Job]]) -> Iterator[Outcome]:
+def in_this_process(work: Work[Job, Loaded], todo: Iterable[Todo[Job]]) -> Iterator[Outcome]:
     """Compute in this thread; other threads read and decode ahead of it."""
 
     def loaded(item: Todo[Job]) -> tuple[Todo[Job], Loaded | Failure]:
@@ -292,15 +299,30 @@ def _in_this_process(work: Work[Job, Loaded], todo: Iterable[Todo[Job]]) -> Iter
             yield _computed(work, item, ready)
 
 
+def _computed(work: Work[Job, Loaded], todo: Todo[Job], loaded: Loaded | Failure) -> Outcome:
+    return Outcome(todo.key, loaded if isinstance(loaded, Failure) else _tried(work, todo.job, work.make, loaded))
+
+
+def encoded(outcome: Outcome | Encoded, kind: PriorKind) -> Encoded:
+    """Encode the record, unless there is none or it is encoded already."""
+    key, result = outcome
+    if isinstance(result, bytes | Failure):
+        return Encoded(key, result)
+    try:
+        return Encoded(key, encode_record(kind, key, result))
+    except InputError as error:
+        return Encoded(key, Failure(error))
+
+
 class _Process(Generic[Job]):
     """A process that computes, and the jobs it was given and has not answered, the one it is at first."""
 
-    def __init__(self, work: Work[Job, Any]) -> None:
+    def __init__(self, work: Work[Job, Any], kind: PriorKind) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.given: deque[Todo[Job]] = deque()
         self.ready = False
-        self._process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, work, kind), daemon=True)
         with _interrupt_held():
             self._process.start()
         theirs.close()  # so that the pipe ends when the process does
@@ -311,14 +333,14 @@ class _Process(Generic[Job]):
         with suppress(BrokenPipeError, ConnectionResetError):
             self.pipe.send(todo)
 
-    def answer(self) -> Outcome | None:
+    def answer(self) -> Encoded | None:
         """The next outcome; None where the process is ready for the first.
 
         Raises:
             EOFError: the process has died.
         """
         try:
-            outcome: Outcome | None = self.pipe.recv()
+            outcome: Encoded | None = self.pipe.recv()
         except OSError as error:
             raise EOFError from error
         if outcome is None:
@@ -334,11 +356,11 @@ class _Process(Generic[Job]):
         self.pipe.close()
 
 
-def _in_processes(work: Work[Job, Any], todo: Iterable[Todo[Job]], count: int) -> Iterator[Outcome]:
+def _in_processes(work: Work[Job, Any], todo: Iterable[Todo[Job]], kind: PriorKind, count: int) -> Iterator[Encoded]:
     """Compute in ``count`` processes; one that dies is replaced, and the job it was at tried again."""
     again: deque[Todo[Job]] = deque()
     waiting = iter(todo)
-    processes = [_Process(work) for _ in range(count)]
+    processes = [_Process(work, kind) for _ in range(count)]
     try:
         while True:
             for process in processes:
@@ -355,7 +377,7 @@ def _in_processes(work: Work[Job, Any], todo: Iterable[Todo[Job]], count: int) -
                     outcome = process.answer()
                 except EOFError:
                     outcome = _after_death(work, process, again)
-                    processes[processes.index(process)] = _Process(work)
+                    processes[processes.index(process)] = _Process(work, kind)
                 if outcome is not None:
                     yield outcome
     finally:
@@ -363,7 +385,7 @@ def _in_processes(work: Work[Job, Any], todo: Iterable[Todo[Job]], count: int) -
             process.kill()
 
 
-def _after_death(work: Work[Job, Any], process: _Process[Job], again: deque[Todo[Job]]) -> Outcome | None:
+def _after_death(work: Work[Job, Any], process: _Process[Job], again: deque[Todo[Job]]) -> Encoded | None:
     """Put back the jobs of a process that has died; a failure where it was not the first to die on its job."""
     process.kill()
     if not process.ready:
@@ -377,11 +399,15 @@ def _after_death(work: Work[Job, Any], process: _Process[Job], again: deque[Todo
     if struck.deaths < RETRIES:
         again.append(struck._replace(deaths=struck.deaths + 1))
         return None
-    died = f"{work.name(struck.job)}: {RETRIES + 1} processes died on it"
-    return Outcome(struck.key, Failure(f"{died}; mostly memory was too small; try fewer workers"))
+    return Encoded(struck.key, died(work, struck.job))
 
 
-def _serve(pipe: Connection, work: Work[Job, Any]) -> None:
+def died(work: Work[Job, Any], job: Job) -> Failure:
+    """The failure of a job on which every process died that took it on."""
+    return Failure(f"{work.name(job)}: every process died on it; mostly memory was too small; try fewer workers")
+
+
+def _serve(pipe: Connection, work: Work[Job, Any], kind: PriorKind) -> None:
     """Answer jobs until the other side closes the pipe, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     cv2.setNumThreads(1)
@@ -389,7 +415,8 @@ def _serve(pipe: Connection, work: Work[Job, Any]) -> None:
         pipe.send(None)
         while True:
             todo: Todo[Job] = pipe.recv()
-            pipe.send(_computed(work, todo, _tried(work, todo.job, work.load, todo.job)))
+            loaded = _tried(work, todo.job, work.load, todo.job)
+            pipe.send(encoded(_computed(work, todo, loaded), kind))
 
 
 @contextmanager

@@ -39,6 +39,8 @@ Split = Annotated[str | None, typer.Option(help="Use one split of DATA only, e.g
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run of this command wrote.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
+EngineName = Annotated[str, typer.Option("--engine", help="Where to compute: local, or ray (a cluster).")]
+Workers = Annotated[int | None, typer.Option(help="Processes that compute; default: one per core.", show_default=False)]
 Masks = Annotated[
     str | None, typer.Option(help="Which cached masks to use: sam, regions or labels.", show_default=False)
 ]
@@ -77,16 +79,27 @@ def cache_masks_command(
     checkpoint: Annotated[Path | None, typer.Option(help="SAM checkpoint.", show_default=False)] = None,
     preset: Annotated[str, typer.Option(help="SAM settings: fast or paper.")] = "fast",
     cache: Cache = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Compute region masks of every picture once and keep them."""
     with _verb(as_json):
         from duskfuse.data.priors.cache_masks import cache_masks
+        from duskfuse.data.priors.pipeline import Engine
         from duskfuse.data.priors.sources import MaskSourceName
 
-        name = None if source is None else _choice(MaskSourceName, source, "--source")
-        report = cache_masks(data, source=name, checkpoint=checkpoint, preset=preset, cache=cache, dry_run=dry_run)
+        report = cache_masks(
+            data,
+            source=None if source is None else _choice(MaskSourceName, source, "--source"),
+            checkpoint=checkpoint,
+            preset=preset,
+            cache=cache,
+            engine=_choice(Engine, engine, "--engine"),
+            workers=workers,
+            dry_run=dry_run,
+        )
         _show(report.to_json(), as_json)
 
 
