@@ -26,6 +26,13 @@ _STANDALONE_MARKERS = {0x01, *range(0xD0, 0xD9)}
 _FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _CORE_HEADER = 12
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_DEFLATE_RATIO = 1032
+_JPEG_PIXELS = 2048
+"""Pixels per byte at most: a Huffman code has a bit or more for each block of 64, which may be as coarse as 1 : 4."""
+_HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}
+_TIFF_RATIOS = {1: 1, 5: 1400, 8: _DEFLATE_RATIO, 32946: _DEFLATE_RATIO, 32773: 64}
+"""Decoded bytes per stored byte at most: uncompressed, LZW, deflate (258 bytes in 2 bits), PackBits."""
 _LOSSY_WEBP_START = b"\x9d\x01\x2a"
 
 
@@ -53,7 +60,9 @@ class _Tag(IntEnum):
     WIDTH = 256
     HEIGHT = 257
     BITS = 258
+    COMPRESSION = 259
     ORIENTATION = 274
+    SAMPLES = 277
 
 
 _TAGS = frozenset(map(int, _Tag))
@@ -115,15 +124,25 @@ def _number(data: bytes, start: int, count: int, *, big: bool = False, signed: b
     return int.from_bytes(data[start : start + count], "big" if big else "little", signed=signed)
 
 
+def _check_room(width: int, height: int, bits: int, most: int) -> None:
+    """Raise where ``width`` × ``height`` pixels of ``bits`` do not fit into the ``most`` bytes that can be decoded."""
+    if (width * bits + 7) // 8 * height > most:
+        raise TruncatedPictureError
+
+
 def _png(data: bytes) -> Size:
     if data[8:16] != b"\0\0\0\rIHDR":
         raise DamagedPictureError("its first chunk is no header")
-    position = 8
+    position, stored = 8, 0
     while (kind := data[position + 4 : position + 8]) != b"IEND":
+        length = _number(data, position, 4, big=True)
         if kind == b"IHDR" and position > 8:
             raise DamagedPictureError("it has two headers")
-        position += 12 + _number(data, position, 4, big=True)
-    return _number(data, 20, 4, big=True), _number(data, 16, 4, big=True)
+        stored += length if kind == b"IDAT" else 0
+        position += 12 + length
+    width, height, depth, kind_of_colour = struct.unpack_from(">IIBB", data, 16)
+    _check_room(width, height, _PNG_CHANNELS.get(kind_of_colour, 1) * depth, stored * _DEFLATE_RATIO)
+    return height, width
 
 
 def _jpeg(data: bytes) -> Size:
@@ -143,6 +162,8 @@ def _jpeg(data: bytes) -> Size:
             if size is not None:
                 raise DamagedPictureError("it has two frame headers")
             size = _number(data, position + 3, 2, big=True), _number(data, position + 5, 2, big=True)
+            if marker in _HUFFMAN_FRAMES and size[0] * size[1] > len(data) * _JPEG_PIXELS:
+                raise TruncatedPictureError
         position += _number(data, position, 2, big=True)
         if marker == _START_OF_SCAN:
             scans += 1
@@ -186,6 +207,9 @@ def _tiff(data: bytes) -> Size:
     if _Tag.WIDTH not in fields or _Tag.HEIGHT not in fields:
         raise DamagedPictureError("its first directory says no size")
     height, width = fields[_Tag.HEIGHT], fields[_Tag.WIDTH]
+    ratio = _TIFF_RATIOS.get(fields.get(_Tag.COMPRESSION, 1))
+    if ratio is not None:
+        _check_room(width, height, fields.get(_Tag.SAMPLES, 1) * fields.get(_Tag.BITS, 1), len(data) * ratio)
     turned = 5 <= fields.get(_Tag.ORIENTATION, 1) <= 8  # the decoder turns the picture upright
     return (width, height) if turned else (height, width)
 

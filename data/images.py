@@ -7,9 +7,10 @@ float are scaled explicitly, by a fixed range or by percentiles, never by cuttin
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -68,6 +69,15 @@ class ThermalRange:
             )
 
 
+class StoredPicture(NamedTuple):
+    """The bytes of a picture file, and what they say before they are decoded."""
+
+    data: bytes
+    container: Container
+    size: Size
+    """(height, width)."""
+
+
 def read_picture(path: Path) -> NDArray[Any]:
     """Read a picture as stored: ``[H, W]`` or ``[H, W, 3]`` RGB; uint8, uint16 or float32.
 
@@ -102,8 +112,7 @@ def read_four_channels(path: Path) -> NDArray[Any]:
 
 def picture_size(path: Path) -> Size:
     """Read (height, width) of a picture without decoding it; same errors as :func:`read_picture`, as far as seen."""
-    data, container = _open(path)
-    return _complete_size(path, data, container)
+    return open_picture(path).size
 
 
 def read_infrared(path: Path, thermal_range: ThermalRange | None = None) -> NDArray[np.float32]:
@@ -230,7 +239,11 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
 
 def decode_png(data: bytes) -> NDArray[Any]:
     """Decode what :func:`encode_png` made; ``ValueError`` where the data are damaged."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    try:
+        whole = container_of(data) is Container.PNG and math.prod(size_of(Container.PNG, data)) <= LARGEST_PIXELS
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
+    except (TruncatedPictureError, DamagedPictureError, cv2.error):
+        picture = None
     if picture is None:
         raise ValueError("not a complete PNG picture")
     return _rgb(picture)
@@ -242,7 +255,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _open(path: Path) -> tuple[bytes, Container]:
+def open_picture(path: Path) -> StoredPicture:
+    """Read the bytes of a picture file and what they declare; nothing of the declared size is made.
+
+    Raises:
+        InputError: the file is missing, empty, not a picture, truncated or damaged as far as its header tells, or the
+            picture is smaller than 4 pixels a side or larger than `LARGEST_PIXELS`.
+    """
     data = read_bytes(path, LARGEST_BYTES)
     if not data:
         raise InputError(f"{path}: the file is empty", rule=_FORMATS, remedy="copy the file again or remove the pair")
@@ -251,11 +270,6 @@ def _open(path: Path) -> tuple[bytes, Container]:
         raise InputError(
             f"{path}: not a picture, whatever its name says", rule=_FORMATS, remedy="convert the file or remove it"
         )
-    return data, container
-
-
-def _complete_size(path: Path, data: bytes, container: Container) -> Size:
-    """(height, width) that the file declares, checked before anything of that size is made."""
     try:
         size = size_of(container, data)
     except TruncatedPictureError as error:
@@ -266,24 +280,28 @@ def _complete_size(path: Path, data: bytes, container: Container) -> Size:
         ) from error
     except DamagedPictureError as error:
         raise _undecodable(path, container, str(error)) from error
+    _check_size(path, size)
+    return StoredPicture(data, container, size)
+
+
+def _check_size(path: Path, size: Size) -> None:
     if min(size) < SMALLEST_SIDE:
         raise InputError(
             f"{path}: {size[1]}×{size[0]} pixels",
             rule=f"pictures need at least {SMALLEST_SIDE} pixels a side",
             remedy="remove the pair or give the full picture",
         )
-    if size[0] * size[1] > LARGEST_PIXELS:
+    if math.prod(size) > LARGEST_PIXELS:
         raise InputError(
             f"{path}: {size[1]}×{size[0]} pixels",
             rule=f"pictures have at most {LARGEST_PIXELS / 1e6:.0f} million pixels",
             remedy="cut it into tiles, or remove it if it should be smaller: its header is then damaged",
         )
-    return size
 
 
 def _decode(path: Path) -> NDArray[Any]:
-    data, container = _open(path)
-    size = _complete_size(path, data, container)
+    """The picture as OpenCV gives it, of the size that its header declares."""
+    data, container, size = open_picture(path)
     try:
         picture: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:

@@ -8,26 +8,27 @@ that make masks need none, and are ready in a tenth of the time, with a fifth of
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from duskfuse.data.annotations import caltech_boxes, coco_boxes, is_caltech, voc_boxes
 from duskfuse.data.class_tables import ClassTable
-from duskfuse.data.containers import Size
+from duskfuse.data.containers import Container, Size
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import (
     file_sha256,
     one_channel,
+    open_picture,
     picture_size,
     read_four_channels,
     read_picture,
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duskfuse.data.pair import Pair
+
+
+_LONGEST_LINE = 1000
+_MOST_CLASSES = 2**24
+"""float32, in which boxes are kept, holds every whole number below."""
 
 
 class Part(StrEnum):
@@ -270,13 +276,7 @@ def read_label(path: Path, size: Size, classes: ClassTable | None = None) -> Ten
     import torch
 
     _check_target_size("label", path, size)
-    try:
-        with Image.open(path) as picture:
-            form, ids = picture.format, np.asarray(picture)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"{path}: the label cannot be decoded ({error})", remedy="save it as 8-bit PNG") from error
-    if form == "JPEG":
-        raise InputError(f"{path}: the label is a JPEG", rule="JPEG changes ids", remedy="give the original PNG")
+    ids = _stored_ids(path, size)
     if ids.ndim == 3:
         if (ids[..., :3] != ids[..., :1]).any():
             if classes is not None and classes.colours:
@@ -287,7 +287,28 @@ def read_label(path: Path, size: Size, classes: ClassTable | None = None) -> Ten
                 remedy="convert the colours to ids, or call the folder as its dataset is called: FMB, MSRS, MFNet",
             )
         ids = ids[..., 0]
+    if not ((ids >= 0) & (ids < _MOST_CLASSES) & (ids == np.floor(ids))).all():
+        raise InputError(
+            f"{path}: the label holds other values than class ids",
+            rule="a class id is a whole number from 0",
+            remedy="save the ids as 8-bit PNG",
+        )
     return torch.from_numpy(ids.astype(np.int64))
+
+
+def _stored_ids(path: Path, size: Size) -> NDArray[Any]:
+    """A label as stored, without alpha: ``[H, W]``, or ``[H, W, C]`` of one or three channels."""
+    stored = open_picture(path)
+    if stored.container is Container.JPEG:
+        raise InputError(f"{path}: the label is a JPEG", rule="JPEG changes ids", remedy="give the original PNG")
+    try:
+        with Image.open(io.BytesIO(stored.data), formats=[stored.container.upper()]) as picture:
+            ids = np.asarray(picture)
+    except Exception as error:  # Pillow raises whatever a damaged file makes it run into
+        raise InputError(f"{path}: the label cannot be decoded ({error})", remedy="save it as 8-bit PNG") from error
+    if ids.shape[:2] != size:
+        raise InputError(f"{path}: the label holds another size than it declares", remedy="save it as 8-bit PNG")
+    return ids[..., :-1] if ids.ndim == 3 and ids.shape[2] in (2, 4) else ids
 
 
 def read_saliency(path: Path, size: Size) -> Tensor:
@@ -353,11 +374,11 @@ def read_boxes(path: Path) -> Tensor:
 
 def _box(path: Path, number: int, line: str) -> list[float]:
     try:
-        row = [float(word) for word in line.split()]
+        row = [float(word) for word in line[:_LONGEST_LINE].split()]
     except ValueError:
         row = []
-    valid = len(row) == 5 and all(isfinite(value) for value in row)
-    if not (valid and row[0] >= 0 and row[0].is_integer() and all(0 <= value <= 1 for value in row[1:])):
+    valid = len(line) <= _LONGEST_LINE and len(row) == 5 and all(0 <= value <= 1 for value in row[1:])
+    if not (valid and 0 <= row[0] < _MOST_CLASSES and row[0].is_integer()):
         raise InputError(
             f"{path}, line {number}: {line[:60]!r}",
             rule="a box is `class cx cy width height`: a whole number and four numbers from 0 to 1",
