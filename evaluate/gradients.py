@@ -37,6 +37,21 @@ def average_gradient(picture: Plane) -> float:
     return float(np.sqrt((gx * gx + gy * gy) / 2).mean())
 
 
+def edge_intensity(picture: Plane) -> float:
+    """EI: mean strength of the Sobel edges, the picture repeated at its border."""
+    sx = cv2.sepFilter2D(picture, cv2.CV_64F, _DIFFERENCE, _SMOOTH, borderType=cv2.BORDER_REPLICATE)
+    sy = cv2.sepFilter2D(picture, cv2.CV_64F, _SMOOTH, _DIFFERENCE, borderType=cv2.BORDER_REPLICATE)
+    return float(np.sqrt(sx * sx + sy * sy).mean())
+
+
+def edge_map(picture: Plane, smooth: NDArray[np.float64] = _SMOOTH) -> Plane:
+    """Strength of the edges with zeros beyond the border: Sobel's, or Prewitt's where ``smooth`` is ``[1, 1, 1]``."""
+    sx = cv2.sepFilter2D(picture, cv2.CV_64F, _DIFFERENCE, smooth, borderType=cv2.BORDER_CONSTANT)
+    sy = cv2.sepFilter2D(picture, cv2.CV_64F, smooth, _DIFFERENCE, borderType=cv2.BORDER_CONSTANT)
+    strength: Plane = np.sqrt(sx * sx + sy * sy)
+    return strength
+
+
 def _mean_square(differences: Plane) -> float:
     return float(differences @ differences) / differences.size if differences.size else 0.0
 

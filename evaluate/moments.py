@@ -43,6 +43,12 @@ def standard_deviation(m: Moments) -> float:
     return sqrt(m.pixels * m.ff - m.f * m.f) / m.pixels
 
 
+def saturated_deviation(f: NDArray[np.float64]) -> float:
+    """Standard deviation as 8-bit arithmetic gives it: deviations below 0 are 0, squares above 255 are 255."""
+    deviations = np.floor(np.maximum(f - f.mean(), 0) + 0.5)
+    return sqrt(float(np.minimum(deviations * deviations, PEAK).sum()) / f.size)
+
+
 def correlation_coefficient(m: Moments) -> float:
     """CC: the mean of the Pearson correlations of the fused picture with either source; nan where one is constant."""
     with_a = _pearson(m.pixels, m.a, m.f, m.aa, m.ff, m.af)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse import __version__
-from duskfuse.evaluate.metrics import METRICS, MetricInfo
+from duskfuse.evaluate.metrics import DEFAULT, MetricInfo
 
 STAMP = {
     "definitions": "definition",
@@ -103,8 +103,8 @@ class Evaluation:
 
     @property
     def metrics(self) -> tuple[MetricInfo, ...]:
-        """The columns: the twelve metrics, and PSNR to the reference row where there is one."""
-        return METRICS if self.reference is None else (*METRICS, reference_metric(self.reference))
+        """The columns: the default metrics, and PSNR to the reference row where there is one."""
+        return DEFAULT if self.reference is None else (*DEFAULT, reference_metric(self.reference))
 
     @property
     def methods(self) -> tuple[Row, ...]:
@@ -126,8 +126,8 @@ class Evaluation:
         return tuple(name for name, mean in means.items() if mean == best)
 
     def better_trivial(self, metric: MetricInfo) -> tuple[str, ...]:
-        """Names of the trivial rows that beat every method in one of the twelve metrics."""
-        if metric not in METRICS:
+        """Names of the trivial rows that beat every method in one of the default metrics."""
+        if metric not in DEFAULT:
             return ()
         means = [row.summary(metric.name).mean for row in self.methods]
         means = [mean for mean in means if not isnan(mean)]

@@ -1,49 +1,20 @@
-"""Metrics that compare pictures window by window with Gaussian weights: SSIM and pixel-domain VIF."""
+"""Structural similarity: SSIM (Wang 2004), and of several scales MS-SSIM (Wang 2003) and MEF-SSIM (Ma 2015)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import nan
+from math import nan, prod
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-Plane = NDArray[np.float64]
-"""One channel, ``[H, W]`` float64, 0 to 255."""
+from duskfuse.evaluate.local_moments import LocalMoments, Plane, halved, mean_valid
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_C1, SSIM_C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-VIF_WINDOWS = (17, 9, 5, 3)
-"""Window side of each of the four scales; the Gaussian's sigma is a fifth of it."""
-VIF_NOISE = 2.0
-"""Variance of the visual noise, in grey levels squared."""
-_FLAT = 1e-10
-"""A variance below this is none, so that rounding does not pass for structure."""
-
-
-@dataclass(frozen=True)
-class LocalMoments:
-    """A picture with its mean and variance in the Gaussian window around each pixel the window fits on."""
-
-    picture: Plane
-    mean: Plane
-    variance: Plane
-    """Not clipped: rounding can make it slightly negative."""
-
-    @classmethod
-    def of(cls, picture: Plane, window: int, sigma: float) -> LocalMoments:
-        """Filter ``[H, W]`` into moments of ``[H-window+1, W-window+1]``."""
-        mean = gaussian_valid(picture, window, sigma)
-        return cls(picture, mean, gaussian_valid(picture * picture, window, sigma) - mean * mean)
-
-
-def gaussian_valid(picture: Plane, window: int, sigma: float) -> Plane:
-    """Gaussian mean over window×window pixels, only where the window lies inside the picture."""
-    kernel = cv2.getGaussianKernel(window, sigma, cv2.CV_64F)
-    edge = window // 2
-    filtered: Plane = cv2.sepFilter2D(picture, cv2.CV_64F, kernel, kernel)
-    return filtered[edge:-edge, edge:-edge]
+_K1, _K2 = 0.01, 0.03
+SSIM_RANGE = 255.0
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MEF_WEIGHTS = (0.0448, 0.2856, 0.3001)
+_MEF_FLOOR = 0.001
+_MEF_STRONGEST = 10.0
 
 
 def ssim_moments(picture: Plane) -> LocalMoments | None:
@@ -53,62 +24,99 @@ def ssim_moments(picture: Plane) -> LocalMoments | None:
     return LocalMoments.of(picture, SSIM_WINDOW, SSIM_SIGMA)
 
 
-def ssim(source: LocalMoments | None, fused: LocalMoments | None) -> float:
-    """SSIM (Wang et al. 2004): 11×11 window of sigma 1.5, K = 0.01 and 0.03, range 255, valid part; −1 to 1."""
-    if source is None or fused is None:
-        return nan
-    products = source.mean * fused.mean
-    covariance = gaussian_valid(source.picture * fused.picture, SSIM_WINDOW, SSIM_SIGMA) - products
-    squares = source.mean * source.mean + fused.mean * fused.mean
-    similar = (2 * products + SSIM_C1) * (2 * covariance + SSIM_C2)
-    norm = (squares + SSIM_C1) * (source.variance + fused.variance + SSIM_C2)
-    return float((similar / norm).mean())
+def contrast_structure(a: LocalMoments, b: LocalMoments, span: float = SSIM_RANGE) -> Plane:
+    """The contrast and structure part of SSIM's map."""
+    c2 = (_K2 * span) ** 2
+    return (2 * a.covariance(b) + c2) / (a.variance + b.variance + c2)
 
 
-def vif_moments(picture: Plane) -> tuple[LocalMoments, ...] | None:
-    """What VIF needs of one picture at its four scales; None where the coarsest is smaller than its window.
+def luminance_similarity(a: LocalMoments, b: LocalMoments, span: float = SSIM_RANGE) -> Plane:
+    """The luminance part of SSIM's map."""
+    c1 = (_K1 * span) ** 2
+    return (2 * a.mean * b.mean + c1) / (a.mean * a.mean + b.mean * b.mean + c1)
 
-    From one scale to the next the picture is filtered with the next window and every second pixel is taken.
-    """
-    scales: list[LocalMoments] = []
-    for window in VIF_WINDOWS:
-        if scales:
-            if min(picture.shape) < window:
-                return None
-            picture = np.ascontiguousarray(gaussian_valid(picture, window, window / 5)[::2, ::2])
-        if min(picture.shape) < window:
+
+def ssim_map(a: LocalMoments, b: LocalMoments, span: float = SSIM_RANGE) -> Plane:
+    """SSIM of every window that lies inside the picture; K = 0.01 and 0.03, ``span`` the range of the values."""
+    return luminance_similarity(a, b, span) * contrast_structure(a, b, span)
+
+
+def scales(picture: Plane, count: int) -> list[LocalMoments] | None:
+    """Moments of a picture and of its halvings; None where the smallest is smaller than the window."""
+    found = []
+    for level in range(count):
+        if min(picture.shape) < SSIM_WINDOW:
             return None
-        scales.append(LocalMoments.of(picture, window, window / 5))
-    return tuple(scales)
+        found.append(LocalMoments.of(picture, SSIM_WINDOW, SSIM_SIGMA))
+        if level + 1 < count:
+            picture = halved(picture)
+    return found
 
 
-def vif(source: tuple[LocalMoments, ...] | None, fused: tuple[LocalMoments, ...] | None) -> float:
-    """Visual information fidelity in the pixel domain (Sheikh and Bovik 2006) of ``fused`` with respect to ``source``.
+def ms_ssim(source: list[LocalMoments] | None, fused: list[LocalMoments] | None) -> float:
+    """MS-SSIM (Wang, Simoncelli and Bovik 2003), five scales; nan under 161 pixels a side.
 
-    In each window the fused picture is modelled as gain × source + noise. VIF is the information that passes this
-    channel and the eye's own noise, over what passes the eye alone, both summed over windows and scales. 1 for a copy,
-    above 1 with more contrast; nan where the source is flat.
+    Product over the scales of the mean contrast and structure, with luminance at the coarsest, to the scale's weight;
+    a negative mean counts as 0.
     """
     if source is None or fused is None:
         return nan
-    kept = total = 0.0
-    for reference, distorted, window in zip(source, fused, VIF_WINDOWS, strict=True):
-        scale_kept, scale_total = _information(reference, distorted, window)
-        kept, total = kept + scale_kept, total + scale_total
-    return kept / total if total else nan
+    last = len(MS_SSIM_WEIGHTS) - 1
+    similarities = (
+        ssim_map(a, b) if level == last else contrast_structure(a, b)
+        for level, (a, b) in enumerate(zip(source, fused, strict=True))
+    )
+    means = (max(float(values.mean()), 0.0) for values in similarities)
+    return float(prod(mean**weight for mean, weight in zip(means, MS_SSIM_WEIGHTS, strict=True)))
 
 
-def _information(reference: LocalMoments, distorted: LocalMoments, window: int) -> tuple[float, float]:
-    """Information kept by the fused picture and information in the source at one scale."""
-    mean_of_products = gaussian_valid(reference.picture * distorted.picture, window, window / 5)
-    covariance = mean_of_products - reference.mean * distorted.mean
-    reference_variance = np.maximum(reference.variance, 0)
-    distorted_variance = np.maximum(distorted.variance, 0)
-    gain = covariance / (reference_variance + _FLAT)
-    noise = distorted_variance - gain * covariance
-    flat = reference_variance < _FLAT
-    no_gain = flat | (distorted_variance < _FLAT) | (gain < 0)
-    noise = np.maximum(np.where(no_gain, distorted_variance, noise), _FLAT)
-    signal = np.where(flat, 0, reference_variance)
-    passed = np.where(no_gain, 0, gain * gain * signal / (noise + VIF_NOISE))
-    return float(np.log1p(passed).sum()), float(np.log1p(signal / VIF_NOISE).sum())
+def mef_ssim(a: Plane, b: Plane, f: Plane) -> float:
+    """MEF-SSIM (Ma, Zeng and Wang 2015) of three scales: how well F shows the structure that A and B would give.
+
+    In each window the desired structure is that of the sources' patches, weighted by their contrast and scaled to the
+    strongest. Tables call it MS-SSIM where they were made with a toolbox that does. nan under 43 pixels a side.
+    """
+    if min(a.shape) < SSIM_WINDOW << len(MEF_WEIGHTS) - 1:
+        return nan
+    means = []
+    for _ in MEF_WEIGHTS:
+        means.append(_mef_similarity(a, b, f))
+        a, b, f = halved(a), halved(b), halved(f)
+    total = sum(MEF_WEIGHTS)
+    return float(prod(max(mean, 0.0) ** (weight / total) for mean, weight in zip(means, MEF_WEIGHTS, strict=True)))
+
+
+def _mef_similarity(a: Plane, b: Plane, f: Plane) -> float:
+    share_a, share_b = _desired_shares(a, b)
+    moments = [LocalMoments.of(picture, SSIM_WINDOW, SSIM_SIGMA) for picture in (a, b, f)]
+    of_a, of_b, of_f = moments
+    desired = share_a**2 * of_a.variance + share_b**2 * of_b.variance + 2 * share_a * share_b * of_a.covariance(of_b)
+    common = share_a * of_a.covariance(of_f) + share_b * of_b.covariance(of_f)
+    c = (_K2 * SSIM_RANGE) ** 2
+    return float(((2 * common + c) / (desired + of_f.variance + c)).mean())
+
+
+def _desired_shares(a: Plane, b: Plane) -> tuple[Plane, Plane]:
+    """How much of each source's patch the desired patch holds, per window."""
+    pixels = SSIM_WINDOW**2
+    energy_a, energy_b, product = _energy(a, a, pixels), _energy(b, b, pixels), _energy(a, b, pixels)
+    norm_a = np.sqrt(np.maximum(energy_a, 0)) + _MEF_FLOOR
+    norm_b = np.sqrt(np.maximum(energy_b, 0)) + _MEF_FLOOR
+    strongest = np.maximum(norm_a, norm_b)
+    tiny = np.finfo(float).eps
+    together = np.sqrt(np.maximum(energy_a + energy_b + 2 * product, 0))
+    consistency = np.clip((together + tiny) / (norm_a + norm_b + tiny), tiny, 1 - tiny)
+    power = np.minimum(np.tan(np.pi / 2 * consistency), _MEF_STRONGEST)
+    weight_a, weight_b = (norm_a / strongest) ** power + tiny, (norm_b / strongest) ** power + tiny
+    share_a = weight_a / (weight_a + weight_b) / norm_a
+    share_b = weight_b / (weight_a + weight_b) / norm_b
+    length = share_a**2 * energy_a + share_b**2 * energy_b + 2 * share_a * share_b * product
+    length = np.sqrt(np.maximum(length, 0))
+    scale = np.where(length > 0, strongest / np.where(length > 0, length, 1), 1.0)
+    return share_a * scale, share_b * scale
+
+
+def _energy(first: Plane, second: Plane, pixels: int) -> Plane:
+    """Sum over each window of the product of the deviations from the window's means."""
+    means = mean_valid(first, SSIM_WINDOW) * mean_valid(second, SSIM_WINDOW)
+    return pixels * (mean_valid(first * second, SSIM_WINDOW) - means)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from math import atan, exp, inf, isfinite, isnan, log, log2, pi, sqrt
+from math import atan, exp, floor, inf, isfinite, isnan, log, log2, pi, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +9,38 @@ import pytest
 from numpy.typing import NDArray
 
 from duskfuse.data.images import read_grey_u8
-from duskfuse.evaluate.metrics import METRICS, Grey, SourceStatistics, fusion_metrics
+from duskfuse.evaluate.metrics import DEFAULT_METRICS, METRICS, Grey, Mode, SourceStatistics, fusion_metrics
 from duskfuse.evaluate.moments import psnr_between
 
-NAMES = [metric.name for metric in METRICS]
+NAMES = list(DEFAULT_METRICS)
 GOLDEN = "fast_reference(numpy/cv2)"
+FMI = ("FMI-pixel", "FMI-gradient", "FMI-dct", "FMI-wavelet")
+GOLDEN_KEYS = {
+    "NMI": "NMI_Hossny",
+    "MS-SSIM": "MS_SSIM",
+    "VIFF": "VIFF_Han2013",
+    "Qs": "Qs_Piella",
+    "Qw": "Qw_Piella",
+    "Qe": "Qe_Piella",
+    "FMI-pixel": "FMI_none",
+    **{name: name.replace("-", "_") for name in FMI[1:]},
+}
+ELSEWHERE = {
+    "CE": ("CE", "VIFB_MATLAB(octave)"),
+    "Qy": ("Qy_Yang", "zhengliu_MATLAB(octave)"),
+    "NCIE": ("QNCIE", "zhengliu_MATLAB(octave)"),
+}
+"""Golden values by another program, of the crops only."""
+TOOLBOX = {
+    "SSIM": ("SSIM", "skimage(gaussian,L=1 on 0..255: MATLAB ssim(double) default)"),
+    "MS-SSIM": ("MS_SSIM_MEF", "LinfengTang_MATLAB(octave)"),
+    "Nabf": ("Nabf_as_called", "LinfengTang_MATLAB(octave)"),
+    **{name: (name, "LinfengTang_MATLAB(octave)") for name in ("EN", "SD", "SF", "AG", "MI", "CC", "SCD", "PSNR")},
+    **{name: (name, "LinfengTang_MATLAB(octave)") for name in ("VIF", "Qabf")},
+}
+"""Golden values of the toolbox as it is since March 2023."""
+SUMMED = ("SSIM", "MS-SSIM")
+"""Golden values that are sums over the sources; ours are means."""
 
 
 def scores(ir: Grey, vis: Grey, fused: Grey) -> dict[str, float]:
@@ -36,19 +63,19 @@ def scene() -> tuple[Grey, Grey, Grey]:
 
 def test_names_and_order(scene: tuple[Grey, Grey, Grey]):
     assert list(scores(*scene)) == NAMES
-    assert set(NAMES) == {"EN", "SD", "SF", "AG", "MI", "SCD", "CC", "VIF", "Qabf", "SSIM", "PSNR", "Nabf"}
-    assert [metric.name for metric in METRICS if not metric.higher_is_better] == ["Nabf"]
-    assert all(isfinite(value) for value in scores(*scene).values())
+    assert {metric.name for metric in METRICS} - set(NAMES) == {"NCIE", *FMI}
+    assert [metric.name for metric in METRICS if not metric.higher_is_better] == ["CE", "Nabf", "Qcv"]
+    assert {name for name, value in scores(*scene).items() if not isfinite(value)} == {"MS-SSIM"}  # too small
 
 
 @pytest.mark.parametrize("level", [0, 1, 90, 255])
 def test_constant_picture(level: int):
     flat = np.full((64, 64), level, np.uint8)
     found = scores(flat, flat, flat)
-    assert [found[name] for name in ("EN", "SD", "SF", "AG", "MI", "Nabf")] == [0] * 6
+    assert [found[name] for name in ("EN", "SD", "SF", "AG", "EI", "MI", "CE", "Nabf")] == [0] * 8
     assert found["SSIM"] == pytest.approx(1)
     assert found["PSNR"] == inf
-    assert all(isnan(found[name]) for name in ("CC", "SCD", "VIF"))
+    assert all(isnan(found[name]) for name in ("CC", "SCD", "VIF", "NMI", "Qcb", "Qcv"))
     assert isnan(found["Qabf"]) == (level == 0)  # zeros beyond the border make an edge of every other level
 
 
@@ -68,7 +95,7 @@ def test_copies_of_a_source(scene: tuple[Grey, Grey, Grey]):
     found = scores(ir, vis, vis)
     assert isnan(found["SCD"])  # F - B is zero everywhere: 0/0
     assert found["Nabf"] == 0
-    assert all(isfinite(found[name]) for name in NAMES if name != "SCD")
+    assert all(isfinite(found[name]) for name in NAMES if name not in ("SCD", "MS-SSIM"))
     both = scores(vis, vis, vis)
     assert both["VIF"] == pytest.approx(2)
     assert both["CC"] == 1
@@ -76,7 +103,15 @@ def test_copies_of_a_source(scene: tuple[Grey, Grey, Grey]):
 
 def test_small_pictures_are_nan_and_never_crash():
     rng = np.random.default_rng(0)
-    for side, undefined in ((4, {"SSIM", "VIF"}), (10, {"SSIM", "VIF"}), (40, {"VIF"}), (41, set())):
+    windowed, scaled = {"SSIM", "Qs", "Qw", "Qe"}, {"MS-SSIM", "VIF", "VIFF"}
+    for side, undefined in (
+        (4, windowed | scaled | {"Qy"}),
+        (10, windowed | scaled),
+        (40, scaled),
+        (41, {"MS-SSIM"}),
+        (160, {"MS-SSIM"}),
+        (161, set()),
+    ):
         found = scores(*rng.integers(0, 256, (3, side, side), dtype=np.uint8))
         assert {name for name in NAMES if isnan(found[name])} == undefined, side
 
@@ -91,7 +126,7 @@ def test_wrong_pictures_are_refused():
 
 def test_sources_exchanged_change_nothing(scene: tuple[Grey, Grey, Grey]):
     ir, vis, fused = scene
-    assert scores(ir, vis, fused) == pytest.approx(scores(vis, ir, fused), rel=1e-12)
+    assert scores(ir, vis, fused) == pytest.approx(scores(vis, ir, fused), rel=1e-12, nan_ok=True)
 
 
 def test_psnr_between():
@@ -275,7 +310,40 @@ def test_golden_values(shared_data: Path, shared_facts: Path, section: str):
             np.ascontiguousarray(read_grey_u8(shared_data / "golden" / side / f"{name}.png")[part])
             for side in ("ir", "vis", "fused")
         )
-        found = scores(ir, vis, fused)
-        for metric in NAMES:
-            want = expected[metric][GOLDEN] / (2 if metric == "SSIM" else 1)  # the golden SSIM is the sum
+        names = [metric.name for metric in METRICS] if section == "crop256" else NAMES
+        found = fusion_metrics(SourceStatistics(ir, vis), fused, names)
+        for metric in (metric for metric in names if metric not in ELSEWHERE):
+            want = expected[GOLDEN_KEYS.get(metric, metric)][GOLDEN] / (2 if metric in SUMMED else 1)
             assert found[metric] == pytest.approx(want, rel=1e-6), f"{name} {metric}"
+        for metric, (key, program) in ELSEWHERE.items() if section == "crop256" else ():
+            assert found[metric] == pytest.approx(expected[key][program], rel=1e-6), f"{name} {metric}"
+
+
+@pytest.mark.realdata
+def test_golden_values_of_the_toolbox(shared_data: Path, shared_facts: Path):
+    golden = json.loads((shared_facts / "golden_metrics.json").read_text())
+    compared = 0
+    for section, part in (("images", np.s_[:, :]), ("crop256", np.s_[256:512, 384:640])):
+        for name, expected in golden[section].items():
+            ir, vis, fused = (
+                np.ascontiguousarray(read_grey_u8(shared_data / "golden" / side / f"{name}.png")[part])
+                for side in ("ir", "vis", "fused")
+            )
+            found = fusion_metrics(SourceStatistics(ir, vis, Mode.LINFENG_2023), fused, list(TOOLBOX))
+            for metric, (key, program) in TOOLBOX.items():
+                if program in expected.get(key, ()):
+                    assert found[metric] == pytest.approx(expected[key][program], rel=1e-6), f"{name} {metric}"
+                    compared += 1
+    assert compared > 100
+
+
+def test_before_2023_the_toolbox_saturated(scene: tuple[Grey, Grey, Grey]):
+    ir, vis, fused = scene
+    old = fusion_metrics(SourceStatistics(ir, vis, Mode.LINFENG_2022), fused)
+    new = fusion_metrics(SourceStatistics(ir, vis, Mode.LINFENG_2023), fused)
+    deviations = [min(max(floor(value - fused.mean() + 0.5), 0) ** 2, 255) for value in fused.ravel().tolist()]
+    assert old["SD"] == pytest.approx(sqrt(sum(deviations) / len(deviations)), rel=1e-12)
+    assert old["SF"] == pytest.approx(new["SF"] / 255, rel=1e-12)
+    assert old["VIF"] != pytest.approx(new["VIF"], rel=1e-3)
+    same = [name for name in NAMES if name not in ("SD", "SF", "VIF", "VIFF")]
+    assert {name: old[name] for name in same} == pytest.approx({name: new[name] for name in same}, nan_ok=True)
