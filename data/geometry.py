@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,10 @@ class GeometricDraw:
     def window(self) -> tuple[int, int, int, int]:
         """(top, left, height, width): what a store needs to decode only the part that is used."""
         return self.top, self.left, self.height, self.width
+
+    def shifted(self, rows: int, columns: int) -> GeometricDraw:
+        """The same draw in a picture whose corner lies elsewhere."""
+        return replace(self, top=self.top + rows, left=self.left + columns)
 
     def crop(self, tensor: Tensor) -> Tensor:
         """Cut the box out of ``[..., H, W]`` and flip it; works for any dtype."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError
 
-_CARD_KEY = "duskfuse"
+CARD_KEY = "duskfuse"
+"""Where the card stands in the metadata of a safetensors file."""
 _REMEDY = "give a .safetensors checkpoint written by duskfuse"
 _UNREADABLE = (
     SafetensorError,
@@ -61,7 +62,7 @@ _CARD = TypeAdapter(ModelCard)
 def save_weights(path: Path, module: nn.Module, card: ModelCard) -> None:
     """Write the module's parameters and buffers with the card; the file appears whole or not at all."""
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-    content = save(tensors, metadata={"format": "pt", _CARD_KEY: _CARD.dump_json(card).decode()})
+    content = save(tensors, metadata={"format": "pt", CARD_KEY: _CARD.dump_json(card).decode()})
     write_atomically(path, content)
 
 
@@ -145,14 +146,14 @@ def _read(path: Path, *, tensors: bool) -> tuple[ModelCard, dict[str, Tensor]]:
             rule="weights are safetensors files",
             remedy=_REMEDY,
         ) from None
-    if _CARD_KEY not in metadata:
+    if CARD_KEY not in metadata:
         raise InputError(
             f"{path}: safetensors file without a model card",
             rule="the card says how to build the network",
             remedy=_REMEDY,
         )
     try:
-        return _CARD.validate_json(metadata[_CARD_KEY]), state
+        return _CARD.validate_json(metadata[CARD_KEY]), state
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "card"

@@ -1,5 +1,7 @@
 """Training samples: one geometric draw cuts the pair, its masks and its cached teacher image together.
 
+Where the teacher shows a part of the pair only, the draw stays within that part.
+
 Sample ``i`` of a run depends on the seed and ``i`` alone: which pair, which crop, which flip, which masks. So a resumed
 run sees exactly the batches that the uninterrupted one would have seen, with any number of workers.
 """
@@ -16,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from duskfuse.data.geometry import GeometricDraw, draw_crop, pad_to
 from duskfuse.data.pair import Pair
 from duskfuse.data.pair_files import PairFiles, read_pair
-from duskfuse.data.priors.cache import PriorStore, TeacherImage, pair_key
+from duskfuse.data.priors.cache import PriorStore, pair_key
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.distill.context import Batch
 from duskfuse.distill.recipe import DataConfig
+from duskfuse.teachers.teacher_images import LoadedTeacher, TeacherImages
 
 MEMORY_BUDGET = 2 * 2**30
 """Bytes of decoded pictures that all loading processes together keep, so that small data sets are decoded once."""
@@ -35,7 +38,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         seed: int,
         *,
         masks: PriorStore | None,
-        teacher: PriorStore | None = None,
+        teacher: TeacherImages | None = None,
     ) -> None:
         self.pairs = list(pairs)
         self._config, self._seed = config, seed
@@ -54,8 +57,9 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         position = self.position(number)
         pair = self._pair(position)
         generator = torch.Generator().manual_seed(_mix(self._seed, number, 2))
-        draw = draw_crop(pair.size, self._config.crop, generator, flip=self._config.flip)
         key_ir, key_vis = self._keys[position]
+        teacher = None if self._teacher is None else self._teacher.get(pair_key(key_ir, key_vis))
+        draw = self._draw(pair, teacher, generator)
         sample = {
             "ir": self._cut(pair.ir, draw),
             "vis": self._cut(pair.vis, draw),
@@ -63,11 +67,16 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
             "masks_vis": self._mask_planes(key_vis, draw, generator),
             "position": torch.tensor(position),
         }
-        if self._teacher is not None:
-            record = self._teacher.get(pair_key(key_ir, key_vis))
-            assert isinstance(record, TeacherImage)
-            sample["teacher_y"] = self._cut(torch.from_numpy(record.y)[None].float() / 255, draw)
+        if teacher is not None:
+            top, left, _, _ = teacher.crop
+            sample["teacher_y"] = self._cut(torch.from_numpy(teacher.y)[None], draw.shifted(-top, -left))
         return sample
+
+    def _draw(self, pair: Pair, teacher: LoadedTeacher | None, generator: torch.Generator) -> GeometricDraw:
+        """A random box within what the teacher shows, or within the whole pair."""
+        top, left, height, width = (0, 0, *pair.size) if teacher is None else teacher.crop
+        draw = draw_crop((height, width), self._config.crop, generator, flip=self._config.flip)
+        return draw.shifted(top, left)
 
     def _pair(self, position: int) -> Pair:
         kept = self._kept.get(position)

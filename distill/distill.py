@@ -16,7 +16,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import write_picture
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles
-from duskfuse.data.priors.cache import PriorStore, pair_key
+from duskfuse.data.priors.cache import PriorStore
 from duskfuse.data.priors.cache_masks import open_masks
 from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, track
@@ -31,8 +31,8 @@ from duskfuse.students import unet
 from duskfuse.students.zoo import build_student
 from duskfuse.tasks.encoders import FeatureEncoder, filter_encoder, sam_encoder, squeezenet_encoder
 from duskfuse.teachers import main_network
-from duskfuse.teachers.cache_teacher import open_teacher_images
 from duskfuse.teachers.main_network import MainNetwork
+from duskfuse.teachers.teacher_images import TeacherImages, open_teacher_images
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,12 @@ def _open_dataset(
     """Find the cached priors that the recipe needs, before anything else is done."""
     needs_masks = FusionField.TEACHER in recipe.fields_used() or FusionField.TEACHER_SG in recipe.fields_used()
     mask_store: PriorStore | None = None
-    teacher_store: PriorStore | None = None
+    teacher_images: TeacherImages | None = None
     if needs_masks or TermName.CONTRASTIVE in recipe.terms_used():
         mask_store = open_masks(cache, {key for files in pairs for key in files.prior_keys()}, masks)
     if FusionField.TEACHER_CACHED in recipe.fields_used():
-        keys = [pair_key(*files.prior_keys()) for files in pairs]
-        present, teacher_store = open_teacher_images(cache, keys, teacher)
-        pairs = [files for files, key in zip(pairs, keys, strict=True) if key in present]
-    return TrainingPairs(pairs, recipe.data, recipe.seed, masks=mask_store, teacher=teacher_store)
+        pairs, teacher_images = open_teacher_images(cache, pairs, teacher, recipe.data.brightness)
+    return TrainingPairs(pairs, recipe.data, recipe.seed, masks=mask_store, teacher=teacher_images)
 
 
 def _build_engine(recipe: Recipe, init: Sequence[Path]) -> Engine:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from duskfuse.data.errors import InputError
+from duskfuse.teachers.teacher_images import Brightness
 
 RECIPE_FOLDER = "recipes"
 
@@ -147,6 +148,8 @@ class DataConfig(_Plain):
     """Only the largest K masks of a picture are drawn from, K_cache."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
     workers: Annotated[int, Field(ge=0)] = 2
+    brightness: Brightness = Brightness.MATCH
+    """What is done about the brightness of cached teacher pictures that are not known to be fused luminance."""
 
 
 class EncoderName(StrEnum):

@@ -1,215 +1,408 @@
-"""The verb ``cache-teacher``: fused pictures of a slow teacher, made once and kept in the PriorCache.
+"""The verb ``cache-teacher``: fused pictures of slow teachers, made or read once and kept in the PriorCache.
 
-Two kinds of teacher: a trained main network (a weights file; it takes region patches, so masks must be cached first)
-and a folder of ready pictures from anyone's method, matched by stem. Only luminance is kept. A picture whose size
-differs from its pair is refused, never resized.
+Only luminance is kept, with a record of where it comes from and how it agrees with its pair. A picture that is not of
+its pair is refused before anybody learns from it. Of several teachers each keeps its own pictures, and the
+combination is one more teacher made of them.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from duskfuse.data.colour import luminance
-from duskfuse.data.errors import DuskfuseError, InputError
-from duskfuse.data.images import file_sha256, read_grey_u8, write_picture
-from duskfuse.data.layout import find_pairs, pictures_by_stem
-from duskfuse.data.pair import Pair
-from duskfuse.data.pair_files import PairFiles, read_pair
-from duskfuse.data.priors.cache import JsonValue, PriorCache, PriorKind, PriorStore, TeacherImage, pair_key
-from duskfuse.data.priors.cache_masks import open_masks
-from duskfuse.data.priors.masks import MaskSet
+from duskfuse.data.errors import InputError
+from duskfuse.data.images import to_u8, write_picture
+from duskfuse.data.layout import find_pairs
+from duskfuse.data.pair_files import PairFiles
+from duskfuse.data.priors.cache import (
+    JsonValue,
+    PriorCache,
+    PriorKind,
+    PriorStore,
+    TeacherImage,
+    pair_key,
+    stored_bytes,
+)
+from duskfuse.data.priors.pipeline import Engine, Tally, Todo, Work, processes, run, unmade
 from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, track
-from duskfuse.teachers.main_network import ARCHITECTURE, MainNetwork, load_main_network
-from duskfuse.teachers.tiled import fuse_tiled
+from duskfuse.teachers.agreement import SAME_SHADE, measure
+from duskfuse.teachers.combine_teachers import Combination, CombinedTeacher, QualityScore
+from duskfuse.teachers.ddfm import DdfmTeacher
+from duskfuse.teachers.open_teacher import TeacherOpening, open_teacher
+from duskfuse.teachers.teacher import Teacher, TeacherJob, TeacherPicture, ValueTransform
+from duskfuse.teachers.teacher_item import TeacherItem
 
-FOLDER_SOURCE = "folder"
-SAME_SHADE = 1e-3
-"""Standard deviation (of 1) under which a teacher picture counts as constant."""
+_SAMPLE = 3
+"""Pictures measured by a dry run; one where a network computes."""
+_TIMED_STEPS = 2
+"""Sampling steps of that one, from which the time of all is reckoned."""
+_NAMED = 5
+
+
+@runtime_checkable
+class ReadyTeacher(Protocol):
+    """A teacher that computes with no network, and has pictures of some pairs only."""
+
+    def has(self, job: TeacherJob) -> bool:
+        """Whether it has a picture of this pair."""
+        ...
 
 
 @dataclass(frozen=True)
 class TeacherCacheReport:
-    """What ``cache_teacher`` did."""
+    """What `cache_teacher` did for one teacher or a combination, or with ``dry_run`` would do."""
 
     teacher: str
+    """Its name, for ``distill --teacher``."""
+    settings: dict[str, JsonValue]
     folder: str
+    """Where the pictures are."""
     pairs: int
     done: int
+    """Pictures made or read now; with ``dry_run``, that would be."""
     already: int
-    failed: list[str]
+    """Pictures that were there."""
     seconds: float
+    """Elapsed; with ``dry_run``, expected."""
+    dry_run: bool
+    missing: list[str] = field(default_factory=list)
+    """Pairs of which the teacher has no picture; they are left out."""
+    failed: list[str] = field(default_factory=list)
+    """A message for each other pair without a picture."""
+    seconds_per_pair: float = 0.0
+    """0 when nothing was done."""
+    bytes_per_pair: float = 0.0
+    """On disk."""
+    todo: list[str] = field(default_factory=list)
+    """With ``dry_run``, the first pairs that would be done."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Of a combination: the share of each teacher in the pictures."""
+    ingredients: list[TeacherCacheReport] = field(default_factory=list)
+    """Of a combination: what was done for each of its teachers."""
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return asdict(self)
+
+
+class TeacherWork(Work[TeacherJob, TeacherJob]):
+    """The pictures of a teacher, which every process opens for itself.
+
+    Args:
+        opening: makes the teacher ready.
+    """
+
+    def __init__(self, opening: TeacherOpening) -> None:
+        self._opening = opening
+        self._teacher: Teacher | None = opening()
+        self.teacher, self.settings = self._teacher.name, self._teacher.settings
+        self.title = f"teacher {self.teacher}"
+        self.holds_model = not isinstance(self._teacher, ReadyTeacher)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_teacher": None}
+
+    def name(self, job: TeacherJob, /) -> str:
+        """The name of the pair."""
+        return job.files.name
+
+    def key(self, job: TeacherJob, /) -> str:
+        """The key of the pair in the prior cache."""
+        return pair_key(*job.keys)
+
+    def load(self, job: TeacherJob, /) -> TeacherJob:
+        """The job with its pair."""
+        return replace(job, pair=job.read())
+
+    def make(self, job: TeacherJob, /) -> TeacherImage:
+        """The picture with its record; InputError where it is not one of this pair."""
+        picture = self.opened().fuse(job)
+        _check(picture, job)
+        top, left, height, width = picture.crop
+        pair, rows, columns = job.read(), slice(top, top + height), slice(left, left + width)
+        ir, vis_y = (plane[0, rows, columns].numpy() for plane in (pair.ir, luminance(pair.vis)))
+        agreement = measure(np.ascontiguousarray(picture.y, np.float32), ir, vis_y)
+        refusal = agreement.refusal(computed=picture.transform is not ValueTransform.UNKNOWN)
+        if refusal is not None:
+            raise _refused(job, refusal)
+        return TeacherImage(to_u8(picture.y), TeacherItem.describe(job, picture, agreement).to_meta())
+
+    def opened(self) -> Teacher:
+        """The teacher of this process."""
+        if self._teacher is None:
+            self._teacher = self._opening()
+            if self._teacher.settings != self.settings:
+                raise InputError(
+                    f"{self.teacher} has other settings in this process: {self._teacher.settings}",
+                    rule=f"all processes make the same pictures, by {self.settings}",
+                    remedy="give every machine the same weights and the same version of duskfuse",
+                )
+        return self._teacher
+
+    def quick(self) -> tuple[TeacherWork, float]:
+        """The same work with the fewest sampling steps, and how many times longer this one takes."""
+        if not isinstance(self._teacher, DdfmTeacher) or self._teacher.steps <= _TIMED_STEPS:
+            return self, 1.0
+        quick, teacher = copy.copy(self), copy.copy(self._teacher)
+        factor, teacher.steps = teacher.steps / _TIMED_STEPS, _TIMED_STEPS
+        quick._teacher = teacher
+        return quick, factor
 
 
 def cache_teacher(
     data: Path,
     *,
-    teacher: Path,
+    teacher: str | Path | Sequence[str | Path],
+    combine: Combination | None = None,
+    score: QualityScore | None = None,
+    steps: int | None = None,
     cache: Path | None = None,
     masks: MaskSourceName | None = None,
     split: str | None = None,
     limit: int | None = None,
     pictures: Path | None = None,
+    strict: bool = False,
+    engine: Engine = Engine.LOCAL,
+    workers: int | None = None,
     dry_run: bool = False,
 ) -> TeacherCacheReport:
-    """Keep one teacher picture per pair of ``data``; ``limit`` takes that many pairs, spread evenly.
+    """Keep one teacher picture per pair of a dataset.
 
-    ``pictures`` is a folder that also gets each picture as a grey PNG, to look at or to score with ``evaluate``.
-    A pair that fails does not stop the others; ``InputError`` then names all that failed.
+    Args:
+        data: folder of pairs.
+        teacher: one or several, see :func:`duskfuse.teachers.open_teacher.open_teacher`.
+        combine: what becomes of several.
+        score: by which pictures are compared then.
+        steps: of a diffusion teacher's sampler; by default what its paper has.
+        cache: root folder of the cache, ``$DUSKFUSE_HOME/cache`` by default.
+        masks: which cached masks a main network takes.
+        split: use one split of the dataset only.
+        limit: take that many pairs, spread evenly.
+        pictures: a folder that also gets each picture as a grey PNG, to look at or to score with ``evaluate``.
+        strict: a pair of which a folder has no picture is an error, before anything is done.
+        engine: where networks compute.
+        workers: processes that compute, see :func:`duskfuse.data.priors.pipeline.run`.
+        dry_run: measure a few pairs and report the expected work, writing nothing.
+
+    Raises:
+        InputError: no pairs, no usable teacher; or pairs without a picture, after all others are done.
     """
-    pairs = _spread(find_pairs(data, split=split), limit)
-    keys = [files.prior_keys() for files in pairs]
-    fuse_pair, source, settings = _open_teacher(teacher, cache, keys, masks)
-    store = PriorCache(cache).store(PriorKind.TEACHER, source, settings)
-    todo = [(files, key) for files, key in zip(pairs, keys, strict=True) if pair_key(*key) not in store]
-    report = TeacherCacheReport(source, str(store.folder), len(pairs), 0, len(pairs) - len(todo), [], 0.0)
-    if dry_run:
-        return report
-    started, failed = time.monotonic(), []
-    for files, key in track(todo, f"teacher {source}"):
-        try:
-            y = _checked(fuse_pair(files, key), files)
-            store.put(pair_key(*key), TeacherImage(y=y, meta={"name": files.name, "ir": key[0], "vis": key[1]}))
-        except DuskfuseError as error:
-            failed.append(str(error))
-    store.compact()
-    if pictures is not None:
-        _write_pictures(pictures, pairs, keys, store)
-    if failed:
+    names = [teacher] if isinstance(teacher, str | Path) else list(teacher)
+    _check_combination(names, combine)
+    found = find_pairs(data, split=split)
+    pairs = _spread(found, limit)
+    jobs, unreadable = _jobs(pairs)
+    caching = _Caching(PriorCache(cache), jobs, strict, engine, workers, dry_run)
+    reports = [
+        caching.run(open_teacher(name, data=data, pairs=found, jobs=jobs, cache=cache, masks=masks, steps=steps))
+        for name in names
+    ]
+    report = reports[0]
+    if combine is not None:
+        assert score is not None
+        report = caching.combine(reports, combine, score)
+    if pictures is not None and not dry_run:
+        _write_pictures(pictures, jobs, caching.store(report))
+    failed = unreadable + [message for each in (*report.ingredients, report) for message in each.failed]
+    if failed and not dry_run:
         raise InputError(
-            f"{len(failed)} of {len(pairs)} pairs have no teacher picture: " + "; ".join(failed[:5]),
-            rule="the others are cached",
-            remedy="mend these and run the same command again",
+            f"{len(failed)} teacher pictures of {len(pairs)} pairs could not be kept: " + "; ".join(failed[:_NAMED]),
+            rule="all others are cached",
+            remedy="mend these or leave them out, and run the same command again",
         )
-    seconds = round(time.monotonic() - started, 1)
-    return TeacherCacheReport(source, str(store.folder), len(pairs), len(todo), report.already, [], seconds)
+    return replace(report, pairs=len(pairs), failed=failed)
 
 
-def _write_pictures(
-    folder: Path, pairs: Sequence[PairFiles], keys: Sequence[tuple[str, str]], store: PriorStore
-) -> None:
-    for files, key in zip(pairs, keys, strict=True):
-        if pair_key(*key) in store:
-            record = store.get(pair_key(*key))
-            assert isinstance(record, TeacherImage)
-            write_picture(folder / f"{files.name}.png", record.y)
+@dataclass(frozen=True)
+class _Caching:
+    """What is the same for all teachers of a call."""
+
+    cache: PriorCache
+    jobs: Sequence[TeacherJob]
+    strict: bool
+    engine: Engine
+    workers: int | None
+    dry_run: bool
+
+    def run(self, opening: TeacherOpening) -> TeacherCacheReport:
+        """Make and keep the pictures of one teacher that are not there."""
+        started = time.monotonic()
+        work = TeacherWork(opening)
+        jobs, missing = self._with_picture(work)
+        store = self.cache.store(PriorKind.TEACHER, work.teacher, work.settings)
+        todo: list[str] = []
+        if self.dry_run:
+            tally = Tally()
+            unfinished = list(unmade(work, jobs, store, tally))
+            seconds, size = _expected(work, unfinished, tally.failed, processes(work, len(unfinished), self.workers))
+            done, already, failed = len(unfinished), tally.already, tally.failed
+            todo = [item.job.files.name for item in unfinished[:_NAMED]]
+            _say_expected(work, unfinished, seconds, size)
+        else:
+            made = run(work, jobs, store, engine=self.engine, workers=self.workers)
+            done, already, failed = made.done, made.already, made.failed
+            seconds, size = time.monotonic() - started, store.size_bytes() / max(1, len(store.keys()))
+        return TeacherCacheReport(
+            teacher=work.teacher,
+            settings=work.settings,
+            folder=str(store.folder),
+            pairs=len(self.jobs),
+            done=done,
+            already=already,
+            missing=missing,
+            failed=failed,
+            seconds=round(seconds, 3),
+            seconds_per_pair=round(seconds / done, 4) if done else 0.0,
+            bytes_per_pair=round(size, 1),
+            dry_run=self.dry_run,
+            todo=todo,
+        )
+
+    def combine(
+        self, reports: Sequence[TeacherCacheReport], combination: Combination, score: QualityScore
+    ) -> TeacherCacheReport:
+        """Make and keep the combination of teachers whose pictures are there; a dry run only counts."""
+        stores = [self.store(report) for report in reports]
+        opening = partial(CombinedTeacher, stores, combination, score)
+        if not self.dry_run:
+            report = self.run(opening)
+            return replace(report, shares=self._shares(report), ingredients=list(reports))
+        teacher = opening()
+        store = self.cache.store(PriorKind.TEACHER, teacher.name, teacher.settings)
+        todo = [job.files.name for job in self.jobs if pair_key(*job.keys) not in store]
+        return TeacherCacheReport(
+            teacher=teacher.name,
+            settings=teacher.settings,
+            folder=str(store.folder),
+            pairs=len(self.jobs),
+            done=len(todo),
+            already=len(self.jobs) - len(todo),
+            seconds=sum(report.seconds for report in reports),
+            dry_run=True,
+            todo=todo[:_NAMED],
+            ingredients=list(reports),
+        )
+
+    def store(self, report: TeacherCacheReport) -> PriorStore:
+        """Where the pictures of a report are."""
+        return self.cache.store(PriorKind.TEACHER, report.teacher, report.settings)
+
+    def _with_picture(self, work: TeacherWork) -> tuple[list[TeacherJob], list[str]]:
+        """The jobs that the teacher has a picture of, and the names of the other pairs, also said."""
+        teacher = work.opened()
+        if not isinstance(teacher, ReadyTeacher):
+            return list(self.jobs), []
+        jobs = [job for job in self.jobs if teacher.has(job)]
+        missing = [job.files.name for job in self.jobs if not teacher.has(job)]
+        if missing:
+            seen = f"{len(missing)} of {len(self.jobs)} pairs have no picture of {work.teacher}: {_some(missing)}"
+            if self.strict or not jobs:
+                raise InputError(seen, rule="every pair needs one", remedy="add the pictures, or give another teacher")
+            say(f"{seen}; left out")
+        return jobs, missing
+
+    def _shares(self, report: TeacherCacheReport) -> dict[str, float]:
+        store, shares, pictures = self.store(report), defaultdict[str, float](float), 0
+        for job in self.jobs:
+            item = _item(store, job)
+            if item is not None:
+                pictures += 1
+                for ingredient in item.made_from:
+                    shares[ingredient.source] += ingredient.weight
+        return {source: round(share / pictures, 4) for source, share in sorted(shares.items())}
 
 
-def open_teacher_images(
-    cache: Path | None, keys: Sequence[str], teacher: str | None = None
-) -> tuple[set[str], PriorStore]:
-    """The newest store of teacher pictures (of that source) for these pairs, and which of them it holds."""
-    stores = [store for store in PriorCache(cache).stores(PriorKind.TEACHER) if teacher in (None, store.source)]
-    for store in reversed(stores):
-        present = set(keys) & store.keys()
-        if present:
-            if len(present) < len(keys):
-                say(f"{len(keys) - len(present)} of {len(keys)} pairs have no picture of {store.source}: left out")
-            return present, store
-    raise InputError(
-        f"no cached teacher pictures{f' of {teacher}' if teacher else ''} for these pairs",
-        rule="this recipe learns from cached teacher pictures",
-        remedy="run: duskfuse cache-teacher DATA --teacher FILE|FOLDER",
+def _item(store: PriorStore, job: TeacherJob) -> TeacherItem | None:
+    key = pair_key(*job.keys)
+    if key not in store:
+        return None
+    record = store.get(key)
+    assert isinstance(record, TeacherImage)
+    return TeacherItem.of(record)
+
+
+def _check_combination(names: Sequence[str | Path], combine: Combination | None) -> None:
+    several = len(set(map(str, names))) > 1
+    if several and combine is None:
+        raise InputError(
+            f"{len(names)} teachers",
+            rule="training takes one picture per pair",
+            remedy="say how they become one: --combine best or --combine blend",
+        )
+    if combine is not None and not several:
+        raise InputError(f"--combine {combine} with one teacher", remedy="give two or more, or leave --combine away")
+
+
+def _jobs(pairs: Sequence[PairFiles]) -> tuple[list[TeacherJob], list[str]]:
+    """One job per pair, and a message for each whose files cannot be read."""
+    jobs, failed = [], []
+    for files in track(pairs, "hashing"):
+        try:
+            jobs.append(TeacherJob(files, files.prior_keys()))
+        except InputError as error:
+            failed.append(str(error))
+    return jobs, failed
+
+
+def _check(picture: TeacherPicture, job: TeacherJob) -> None:
+    """Refuse pictures that nothing can be measured on."""
+    top, left, height, width = picture.crop
+    high, wide = job.read().size
+    if picture.y.shape != (height, width) or min(picture.crop) < 0 or top + height > high or left + width > wide:
+        seen = f"its crop {picture.crop} does not fit {picture.y.shape[1]}×{picture.y.shape[0]} pixels"
+        raise _refused(job, f"{seen} and a pair of {wide}×{high}")
+    broken = int((~np.isfinite(picture.y)).sum())
+    if broken:
+        raise _refused(job, f"{broken} of {picture.y.size} values are NaN or infinite")
+    if picture.y.std() < SAME_SHADE:
+        raise _refused(job, "it is constant")
+
+
+def _refused(job: TeacherJob, why: str) -> InputError:
+    return InputError(f"teacher picture of {job.files.name}: {why}")
+
+
+def _expected(
+    work: TeacherWork, todo: Sequence[Todo[TeacherJob]], failed: list[str], count: int
+) -> tuple[float, float]:
+    """Seconds for all of ``todo`` in ``count`` processes and bytes per picture, measured on a few spread over it."""
+    quick, factor = work.quick()
+    sampled = min(len(todo), 1 if work.holds_model else _SAMPLE)
+    sizes = []
+    started = time.monotonic()
+    for i in range(sampled):
+        try:
+            sizes.append(stored_bytes(quick.make(quick.load(todo[i * len(todo) // sampled].job))))
+        except InputError as error:
+            failed.append(str(error))
+    seconds = factor * (time.monotonic() - started) / max(1, sampled) * len(todo) / count
+    return seconds, sum(sizes) / max(1, len(sizes))
+
+
+def _say_expected(work: TeacherWork, todo: Sequence[Todo[TeacherJob]], seconds: float, size: float) -> None:
+    first = _some([item.job.files.name for item in todo])
+    say(
+        f"would keep the picture of {work.title} for {len(todo)} pairs: about {seconds / 3600:.2g} hours and "
+        f"{size * len(todo) / 1e6:.2g} MB{': ' if first else ''}{first}"
     )
 
 
-PairFusion = Callable[[PairFiles, tuple[str, str]], NDArray[np.uint8]]
-
-
-def _open_teacher(
-    teacher: Path, cache: Path | None, keys: Iterable[tuple[str, str]], masks: MaskSourceName | None
-) -> tuple[PairFusion, str, dict[str, JsonValue]]:
-    if teacher.is_dir():
-        return _folder_teacher(teacher)
-    network, card = load_main_network(teacher)
-    # channels_last: convolutions on a CPU run several times faster in it, and no slower on a GPU.
-    network = network.to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
-    store = open_masks(cache, {key for pair in keys for key in pair}, masks)
-    settings: dict[str, JsonValue] = {
-        "weights_sha256": file_sha256(teacher),
-        "architecture": card.architecture,
-        "masks": {"source": store.source, "settings": dict(store.settings)},
-    }
-
-    def fuse_pair(files: PairFiles, key: tuple[str, str]) -> NDArray[np.uint8]:
-        y = fuse_with_masks(network, read_pair(files), _masks(store, key[0]), _masks(store, key[1]))
-        return np.asarray((y * 255).round(), np.uint8)
-
-    return fuse_pair, ARCHITECTURE, settings
-
-
-def _masks(store: PriorStore, key: str) -> MaskSet:
-    record = store.get(key)
-    assert isinstance(record, MaskSet)
-    return record
-
-
-def fuse_with_masks(network: MainNetwork, pair: Pair, masks_ir: MaskSet, masks_vis: MaskSet) -> NDArray[np.float32]:
-    """Luminance ``[H, W]`` in [0, 1] of one pair; the largest N masks of each modality become the region patches."""
-    slots = network.masks
-    vis_y = luminance(pair.vis)[None]
-    ir = pair.ir[None]
-    vis_patches = vis_y * _planes(masks_vis, slots, pair.size)
-    ir_patches = ir * _planes(masks_ir, slots, pair.size)
-    device = next(network.parameters()).device
-    y = fuse_tiled(network, *(tensor.to(device) for tensor in (vis_y, ir, vis_patches, ir_patches)))
-    return np.asarray(y[0, 0].float().cpu().numpy(), np.float32)
-
-
-def _planes(masks: MaskSet, slots: int, size: tuple[int, int]) -> torch.Tensor:
-    """``[1, N, H, W]`` float; a slot without a mask sees the whole picture, as in training."""
-    if (masks.height, masks.width) != size:
-        raise InputError(
-            f"cached masks of {masks.width}×{masks.height} for a picture of {size[1]}×{size[0]}",
-            remedy="run duskfuse cache-masks DATA again",
-        )
-    planes = torch.ones(1, slots, *size)
-    count = min(slots, len(masks))
-    planes[0, :count] = torch.from_numpy(masks.decode(range(count))).float()
-    return planes
-
-
-def _folder_teacher(folder: Path) -> tuple[PairFusion, str, dict[str, JsonValue]]:
-    pictures = pictures_by_stem(folder)
-    if not pictures:
-        raise InputError(f"{folder} holds no pictures", remedy="name the folder that holds the fused pictures")
-
-    def fuse_pair(files: PairFiles, key: tuple[str, str]) -> NDArray[np.uint8]:
-        path = pictures.get(files.vis.stem) or pictures.get(files.name)
-        if path is None:
-            raise InputError(f"{folder} has no picture for {files.name}", rule="pictures match by stem")
-        return read_grey_u8(path)
-
-    return fuse_pair, f"{FOLDER_SOURCE}-{folder.name}", {"folder": folder.name, "pictures": _folder_digest(pictures)}
-
-
-def _folder_digest(pictures: dict[str, Path]) -> JsonValue:
-    """Hash of every picture: a changed picture is a changed teacher."""
-    return {stem: file_sha256(path) for stem, path in pictures.items()}
-
-
-def _checked(y: NDArray[np.uint8], files: PairFiles) -> NDArray[np.uint8]:
-    height, width = files.vis.size()
-    if y.shape != (height, width):
-        raise InputError(
-            f"teacher picture of {files.name} is {y.shape[1]}×{y.shape[0]}, its pair {width}×{height}",
-            rule="teacher pictures are never resized",
-            remedy="fuse the pair at its own size",
-        )
-    if y.std() / 255 < SAME_SHADE:
-        raise InputError(f"teacher picture of {files.name} is constant", remedy="look at it, and leave it out")
-    return y
+def _write_pictures(folder: Path, jobs: Sequence[TeacherJob], store: PriorStore) -> None:
+    for job in jobs:
+        if pair_key(*job.keys) in store:
+            record = store.get(pair_key(*job.keys))
+            assert isinstance(record, TeacherImage)
+            write_picture(folder / f"{job.files.name}.png", record.y)
 
 
 def _spread(pairs: list[PairFiles], limit: int | None) -> list[PairFiles]:
@@ -218,3 +411,8 @@ def _spread(pairs: list[PairFiles], limit: int | None) -> list[PairFiles]:
     if limit < 1:
         raise InputError(f"--limit {limit}", rule="at least one pair is needed")
     return [pairs[i] for i in np.linspace(0, len(pairs) - 1, limit).round().astype(int)]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

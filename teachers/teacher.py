@@ -32,6 +32,20 @@ class ValueTransform(StrEnum):
     """Pictures of somebody else's program."""
 
 
+@dataclass(frozen=True)
+class Ingredient:
+    """One thing that a teacher's picture was made from, besides its pair."""
+
+    source: str
+    """Folder and name of a file, or the store of another teacher."""
+    sha256: str | None = None
+    """Of the file."""
+    score: float | None = None
+    """Quality by which it was chosen among others."""
+    weight: float = 1.0
+    """Its share of the picture; 0 where another one was chosen."""
+
+
 @dataclass(frozen=True, eq=False)
 class TeacherPicture:
     """What a teacher made of a pair."""
@@ -41,6 +55,8 @@ class TeacherPicture:
     crop: Crop
     """The part of the pair that ``y`` shows; h and w are its height and width."""
     transform: ValueTransform = ValueTransform.IDENTITY
+    made_from: tuple[Ingredient, ...] = ()
+    """The files or pictures of other teachers that it was made from, where there are any."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +66,12 @@ class TeacherJob:
     files: PairFiles
     keys: tuple[str, str]
     """Keys of its infrared and visible picture in the prior cache."""
+    pair: Pair | None = None
+    """Its pictures, where they were read already."""
 
     def read(self) -> Pair:
         """The pair; InputError where it is unusable."""
-        return read_pair(self.files)
+        return self.pair or read_pair(self.files)
 
 
 class Teacher(Protocol):

@@ -208,7 +208,7 @@ def test_cached_teacher_of_the_main_network(dataset: Path, cache: Path, finished
 def test_teacher_pictures_of_another_size_or_constant_are_refused(dataset: Path, cache: Path, tmp_path: Path) -> None:
     for index, picture in enumerate([np.zeros((10, 10)), np.zeros((48, 56))] * 2):
         write_picture(tmp_path / "bad" / f"{index}.png", picture.astype(np.uint8))
-    with pytest.raises(InputError, match=r"4 of 4 .*10×10, its pair 56×48.*constant"):
+    with pytest.raises(InputError, match=r"4 teacher pictures of 4 pairs .*10×10, its pair 56×48.*constant"):
         cache_teacher(dataset, teacher=tmp_path / "bad", cache=cache)
 
 
