@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ _LARGEST_FILE = 2**16
 _LARGEST_CONDITION = 1e6
 _KEYS = ("homography", "ir_size", "vis_size")
 _GRID = 65
+_FADE = 0.025
+"""Of the longer side: the distance at which e⁻¹ is left of the nearest infrared pixel."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,16 @@ class Homography:
     def warp(self, ir: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring an infrared picture ``[h, w]`` in [0, 1] to the visible grid ``[H, W]``, bilinear.
 
-        Visible pixels that infrared does not see repeat its nearest edge pixel.
+        Visible pixels that infrared does not see get its nearest edge pixel, fading into the median of the picture
+        with distance. So no edge is made up that a network or a gradient term would take for real, nobody is mirrored
+        into the scene, and a warm body cut by the edge does not become a long warm bar. What stands there is made up
+        all the same: metrics count it, so compare methods on the part that both cameras see.
         """
-        warped: NDArray[np.float32] = cv2.warpPerspective(
-            ir, self._scaled(), self.vis_size[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        warped: NDArray[np.float32] = self._warped(ir, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+        kept = _kept_share(self)
+        if kept is not None:
+            middle = np.float32(np.median(ir))
+            warped = middle + kept * (warped - middle)
         return np.clip(warped, 0, 1, out=warped)
 
     def check_sizes(self, ir_size: Size, vis_size: Size) -> None:
@@ -116,6 +124,13 @@ class Homography:
             "vis_size": list(self.vis_size[::-1]),
         }
 
+    def _warped(self, picture: NDArray[Any], interpolation: int, border: int) -> NDArray[Any]:
+        size = self.vis_size[::-1]
+        warped: NDArray[Any] = cv2.warpPerspective(
+            picture, self._scaled(), size, flags=interpolation, borderMode=border, borderValue=0
+        )
+        return warped
+
     def _scaled(self) -> NDArray[np.float64]:
         """The matrix with its largest number scaled to ±1, which is the same map."""
         matrix = np.array(self.matrix, np.float64)
@@ -127,6 +142,16 @@ class Homography:
         ir, vis = (np.diag([1 / size[1], 1 / size[0], 1.0]) for size in (self.ir_size, self.vis_size))
         values = np.linalg.svd(vis @ self._scaled() @ np.linalg.inv(ir), compute_uv=False)
         return float(values[0] / values[-1]) if values[-1] > 0 else math.inf
+
+
+@lru_cache(maxsize=2)
+def _kept_share(homography: Homography) -> NDArray[np.float32] | None:
+    """How much of its nearest infrared pixel each visible pixel shows, ``[H, W]``; None where infrared covers all."""
+    seen = homography._warped(np.ones(homography.ir_size, np.uint8), cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+    if seen.all():
+        return None
+    distance = cv2.distanceTransform(1 - seen, cv2.DIST_L2, cv2.DIST_MASK_5)
+    return np.asarray(np.exp(distance / np.float32(-_FADE * max(homography.vis_size))), np.float32)
 
 
 def load_homography(path: Path) -> Homography:

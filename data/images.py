@@ -24,6 +24,7 @@ from duskfuse.data.containers import (
     TruncatedPictureError,
     container_of,
     size_of,
+    tiff_bits,
 )
 from duskfuse.data.errors import InputError
 from duskfuse.data.read_files import opened, read_bytes
@@ -47,6 +48,8 @@ LARGEST_BYTES = 2**31 - 1
 
 _FORMATS = "PNG, JPEG, WebP, TIFF and BMP pictures are read"
 _JPEG_QUALITY = 95
+_PACKED_BITS = (10, 12, 14)
+_EVERY = 4  # pixels in each direction are enough to tell a picture in colour
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,21 @@ def picture_size(path: Path) -> Size:
 
 def read_infrared(path: Path, thermal_range: ThermalRange | None = None) -> NDArray[np.float32]:
     """Read an infrared picture as ``[H, W]`` float32 in [0, 1], see :func:`infrared_from`."""
-    return infrared_from(read_picture(path), thermal_range)
+    return infrared_from(counts(path, read_picture(path)), thermal_range)
+
+
+def counts(path: Path, picture: NDArray[Any]) -> NDArray[Any]:
+    """The stored values of a picture read from ``path``, in the units of the file.
+
+    They are the picture's own, except that OpenCV spreads the packed values of 10-, 12- and 14-bit TIFF over 16 bits.
+    """
+    if picture.dtype != np.uint16:
+        return picture
+    with opened(path) as stream:
+        if container_of(stream.read(16)) is not Container.TIFF:
+            return picture
+    bits = tiff_bits(read_bytes(path, LARGEST_BYTES))
+    return picture >> (16 - bits) if bits in _PACKED_BITS else picture
 
 
 def infrared_from(picture: NDArray[Any], thermal_range: ThermalRange | None = None) -> NDArray[np.float32]:
@@ -141,6 +158,16 @@ def one_channel(picture: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(first)
     luminance: NDArray[Any] = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     return luminance
+
+
+def is_coloured(picture: NDArray[Any]) -> bool:
+    """Whether more than 1 % of the pixels of a picture are clearly in colour: more than the chroma noise of a codec."""
+    if picture.ndim == 2:
+        return False
+    first, second, third = cv2.split(np.ascontiguousarray(picture[::_EVERY, ::_EVERY]))
+    largest, smallest = cv2.max(cv2.max(first, second), third), cv2.min(cv2.min(first, second), third)
+    whole = np.iinfo(picture.dtype).max if picture.dtype in (np.uint8, np.uint16) else float(largest.max())
+    return float(np.mean(largest - smallest > whole / 8)) > 0.01
 
 
 def thermal_range_of(grey: NDArray[Any], percentiles: tuple[float, float] | None = None) -> ThermalRange | None:

@@ -26,7 +26,9 @@ from duskfuse.data.class_tables import ClassTable
 from duskfuse.data.containers import Container, Size
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import (
+    counts,
     file_sha256,
+    is_coloured,
     one_channel,
     open_picture,
     picture_size,
@@ -34,6 +36,7 @@ from duskfuse.data.images import (
     read_picture,
     visible_from,
 )
+from duskfuse.data.progress import say_once
 from duskfuse.data.read_files import read_text
 from duskfuse.data.reading import AS_STORED, Plane, Reading
 from duskfuse.data.video_frames import frame_size, read_frame
@@ -247,7 +250,22 @@ def check_sizes(files: PairFiles) -> None:
 
 def _plane(files: PairFiles, stored: NDArray[Any]) -> Plane:
     with _named(files):
-        return files.reading.plane(stored)
+        plane = files.reading.plane(counts(files.ir.path, stored))
+    folder = files.ir.path.parent
+    if is_coloured(stored):
+        say_once(
+            f"coloured infrared in {folder}",
+            f"{files.ir}: the infrared picture is in colour, so its luminance is taken. That follows heat only with "
+            "palettes that go from dark to light, such as ironbow: give grey or radiometric pictures, and check that "
+            "the infrared and visible folders are not swapped",
+        )
+    if files.reading.thermal_range is not None and np.ptp(plane.ir) == 0 < np.ptp(stored):
+        say_once(
+            f"thermal range of {folder}",
+            f"{files.ir}: all values ({stored.min():g} to {stored.max():g}) lie outside the thermal range, "
+            "so the picture has one shade: check the range and its unit",
+        )
+    return plane
 
 
 def _aligned(files: PairFiles, ir: NDArray[np.float32], size: Size) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import PICTURE_SUFFIXES, write_picture
 from duskfuse.data.pair_files import PairFiles, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
-from duskfuse.data.reading import Reading
+from duskfuse.data.reading import AS_STORED, Reading, load_reading
 from duskfuse.evaluate.fusers import Fuser, open_fuser
 from duskfuse.export.runtime.fuser import luminance, recombine
 
@@ -28,6 +28,9 @@ class FuseReport:
     written: list[str]
     kept: list[str]
     """Pictures that were there before and were left as they are."""
+    thermal_range: tuple[float, float] | None
+    """Lowest and highest stored infrared value that became 0 or 1 in a written picture; one range for all pictures that
+    loses none of them. None where nothing was written, or pictures of one value only."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def fuse(
     *,
     model: str | Path = "unet",
     overwrite: bool = False,
-    resize_ir: bool = False,
+    reading: Reading | Path = AS_STORED,
 ) -> FuseReport:
     """Fuse one pair into one file, or two folders, matched by stem, into a folder of ``<stem>.png``.
 
@@ -56,7 +59,7 @@ def fuse(
         out: picture or folder to write.
         model: zoo name, student checkpoint or ONNX file.
         overwrite: make existing pictures anew.
-        resize_ir: bring infrared pictures of another size to the visible size.
+        reading: how the infrared pictures are scaled and brought to the visible grid, or a file that says it.
 
     Raises:
         InputError: unusable model or pictures, existing file without ``overwrite``; for folders after all other pairs
@@ -71,8 +74,9 @@ def fuse(
     if out.resolve() in (ir.resolve(), vis.resolve()):
         raise InputError(f"{out} is an input", rule="inputs are never written to", remedy="give another --out")
     started = time.monotonic()
+    reading = load_reading(reading) if isinstance(reading, Path) else reading
     if ir.is_dir():
-        return _fuse_folders(ir, vis, out, model, overwrite=overwrite, resize_ir=resize_ir, started=started)
+        return _fuse_folders(ir, vis, out, model, overwrite=overwrite, reading=reading, started=started)
     if out.is_dir():
         raise InputError(f"{out} is a folder", rule="two pictures make one picture", remedy="name the file to write")
     if out.exists() and not overwrite:
@@ -82,28 +86,36 @@ def fuse(
             remedy="give another --out, or --overwrite",
         )
     fuser = open_fuser(model)
-    _fuse_pair(fuser, _pair(ir.stem, ir, vis, Reading(resize_ir=resize_ir)), out)
-    return FuseReport(fuser.name, fuser.backend, [str(out)], [], time.monotonic() - started)
+    span = _fuse_pair(fuser, _pair(ir.stem, ir, vis, reading), out)
+    return FuseReport(fuser.name, fuser.backend, [str(out)], [], span, time.monotonic() - started)
 
 
 def _fuse_folders(
-    ir: Path, vis: Path, out: Path, model: str | Path, *, overwrite: bool, resize_ir: bool, started: float
+    ir: Path, vis: Path, out: Path, model: str | Path, *, overwrite: bool, reading: Reading, started: float
 ) -> FuseReport:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", rule="two folders are fused into a folder", remedy="give another --out")
-    pairs, faults = _matched(ir, vis, Reading(resize_ir=resize_ir))
+    pairs, faults = _matched(ir, vis, reading)
     fuser = open_fuser(model)
     written, kept = [], []
+    spans: set[tuple[float, float]] = set()
     for pair in track(pairs, "Fusing"):
         target = out / f"{pair.name}.png"
         if target.exists() and not overwrite:
             kept.append(str(target))
             continue
         try:
-            _fuse_pair(fuser, pair, target)
+            span = _fuse_pair(fuser, pair, target)
             written.append(str(target))
+            spans |= {span} if span else set()
         except InputError as error:
             faults.append(str(error))
+    widest = _widest(spans)
+    if widest is not None and len(spans) > 1:
+        say(
+            f"each infrared picture was scaled by its own values, so that a sequence may flicker; "
+            f"--thermal-range {widest[0]:.6g}:{widest[1]:.6g} scales all of these alike"
+        )
     if kept:
         say(f"{len(kept)} pictures were in {out} already and were kept, whichever model made them (--overwrite: anew)")
     if faults:
@@ -112,13 +124,20 @@ def _fuse_folders(
             rule=f"the {len(written)} others were written to {out}",
             remedy="put these right and run the same command again: finished pictures are kept",
         )
-    return FuseReport(fuser.name, fuser.backend, written, kept, time.monotonic() - started)
+    return FuseReport(fuser.name, fuser.backend, written, kept, widest, time.monotonic() - started)
 
 
-def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path) -> None:
+def _widest(spans: Set[tuple[float, float]]) -> tuple[float, float] | None:
+    """The lowest low and the highest high."""
+    return (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
+
+
+def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path) -> tuple[float, float] | None:
+    """Write the fused picture; the thermal range that was used."""
     pair = read_pair(files)
     vis = pair.vis.permute(1, 2, 0).contiguous().numpy()
     write_picture(out, recombine(fuser.fuse(pair.ir[0].numpy(), luminance(vis)), vis))
+    return pair.meta.thermal_range
 
 
 def _matched(ir: Path, vis: Path, reading: Reading) -> tuple[list[PairFiles], list[str]]:

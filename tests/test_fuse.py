@@ -10,6 +10,7 @@ import torch
 from duskfuse.data import colour
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_infrared, read_picture, read_visible
+from duskfuse.data.reading import Reading
 from duskfuse.export.fuse import fuse
 from duskfuse.students.unet import UNetStudent
 
@@ -84,7 +85,7 @@ def test_infrared_of_another_size(checkpoint: Path, folders: tuple[Path, Path], 
     pair = folders[0] / "a.png", folders[1] / "a.bmp"
     with pytest.raises(InputError, match="11×9"):
         fuse(*pair, tmp_path / "o.png", model=checkpoint)
-    fuse(*pair, tmp_path / "o.png", model=checkpoint, resize_ir=True)
+    fuse(*pair, tmp_path / "o.png", model=checkpoint, reading=Reading(resize_ir=True))
     assert read_picture(tmp_path / "o.png").shape == (18, 22, 3)
 
 

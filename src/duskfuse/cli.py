@@ -12,12 +12,16 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from duskfuse import __version__
+
+if TYPE_CHECKING:
+    from duskfuse.data.reading import Reading
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
@@ -221,9 +225,24 @@ def fuse_command(
     vis: Annotated[Path, typer.Option(help="Visible picture or folder.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Picture or folder to write.", show_default=False)],
     model: Annotated[str, typer.Option(help="Zoo name, checkpoint or ONNX file.")] = "unet",
+    thermal_range: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Stored infrared values that become 0 and 1.", show_default=False),
+    ] = None,
+    percentiles: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Scale each infrared picture by these, 0 to 100.", show_default=False),
+    ] = None,
+    black_hot: Annotated[bool, typer.Option("--black-hot", help="The infrared camera shows heat dark.")] = False,
     resize_ir: Annotated[
         bool, typer.Option("--resize-ir", help="Resize infrared pictures to the visible size.")
     ] = False,
+    homography: Annotated[
+        Path | None, typer.Option(help="JSON file that maps infrared to visible pixels.", show_default=False)
+    ] = None,
+    reading: Annotated[
+        Path | None, typer.Option(help="YAML file with these settings; options go before it.", show_default=False)
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -231,7 +250,8 @@ def fuse_command(
     with _verb(as_json):
         from duskfuse.export.fuse import fuse
 
-        report = fuse(ir, vis, out, model=model, overwrite=overwrite, resize_ir=resize_ir)
+        how = _reading(reading, thermal_range, percentiles, black_hot, resize_ir, homography)
+        report = fuse(ir, vis, out, model=model, overwrite=overwrite, reading=how)
         _show(report.to_json(), as_json)
 
 
@@ -353,6 +373,44 @@ def _choice(kind: Any, text: str, option: str) -> Any:
         return kind(text)
     except ValueError:
         raise InputError(f"{option} {text}", rule=f"one of {', '.join(kind)}") from None
+
+
+def _reading(
+    file: Path | None,
+    thermal_range: str | None,
+    percentiles: str | None,
+    black_hot: bool,
+    resize_ir: bool,
+    homography: Path | None,
+) -> Reading:
+    """The settings of a file, replaced by those of the options."""
+    from duskfuse.data.homography import load_homography
+    from duskfuse.data.images import ThermalRange
+    from duskfuse.data.reading import AS_STORED, load_reading
+
+    changes: dict[str, Any] = {}
+    if thermal_range is not None or percentiles is not None:
+        changes["thermal_range"] = (
+            None if thermal_range is None else ThermalRange(*_span("--thermal-range", thermal_range))
+        )
+        changes["percentiles"] = None if percentiles is None else _span("--percentiles", percentiles)
+    if black_hot:
+        changes["black_hot"] = True
+    if resize_ir or homography is not None:
+        changes |= {"resize_ir": resize_ir, "homography": load_homography(homography) if homography else None}
+    return replace(AS_STORED if file is None else load_reading(file), **changes)
+
+
+def _span(option: str, text: str) -> tuple[float, float]:
+    from duskfuse.data.errors import InputError
+
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise InputError(
+            f"{option} {text}", rule="two numbers, written LOW:HIGH", remedy=f"e.g. {option} 0.5:99.5"
+        ) from None
+    return low, high
 
 
 def _named_folders(items: list[str]) -> dict[str, Path]:
