@@ -248,7 +248,7 @@ def test_a_file_of_another_version_is_left_alone(
         patch.setattr(records, "FORMAT_VERSION", 99)
         data = records.encode_record(store.kind, "k", some_masks(0))
         path = store.folder / "item-k.parquet"
-        write_atomically(path, records.bind(data, store._name))
+        write_atomically(path, records.bind(data, store._name, 0))
     assert again(store).keys() == set()
     assert "format 99" in capsys.readouterr().err
     assert path.exists()
@@ -306,9 +306,24 @@ def test_records_are_encoded_elsewhere_and_written_here(tmp_path: Path, kind: Pr
             store.put_encoded("k", bad)
     with pytest.raises(InputError, match="another store"):
         PriorCache(tmp_path).store(kind, "regions", {}).put_encoded("k", bound)
-    store.put_encoded("k", bound)  # of this very store: copied as it is
-    assert (store.folder / "item-k.parquet").read_bytes() == bound
+    store.put_encoded("k", bound)  # of this very store
     assert again(store).keys() == {"k", "same"}
+
+
+def test_the_latest_of_several_records_counts(store: PriorStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache_module, "FULL_ROWS", 3)
+    for i in range(3):
+        store.put(f"k{i}", some_masks(i))
+    store.compact()  # k0 is in a full shard now
+    for seed in (10, 11):
+        store.put("k0", some_masks(seed))
+        assert same(store.get("k0"), some_masks(seed))
+        store.put("other", some_masks(seed))
+        store.compact()
+        for reader in (store, again(store)):
+            assert same(reader.get("k0"), some_masks(seed))
+            assert same(reader.get("k1"), some_masks(1))
+    assert store.keys() == {"k0", "k1", "k2", "other"}
 
 
 def test_two_stores_on_one_folder(store: PriorStore):

@@ -50,6 +50,7 @@ from duskfuse.data.priors.records import (
     read_shard,
     sealed_bytes,
     store_name,
+    written_ns,
 )
 from duskfuse.data.priors.records import PriorKind as PriorKind
 from duskfuse.data.priors.records import TeacherImage as TeacherImage
@@ -75,6 +76,8 @@ _CLOCK_GRAIN_NS = 100_000_000
 """A folder changed less than this before it was listed may have changed again without a newer time of change."""
 _LISTINGS = 4
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+_NO_FILE = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
+"""What opening links in a circle, sockets and devices ends with."""
 
 
 def pair_key(ir_sha256: str, vis_sha256: str) -> str:
@@ -172,31 +175,28 @@ class PriorStore:
             StorageError: the disk refuses to be read.
         """
         while True:
-            for place in self._places(key):
-                try:
-                    data = self._bytes(place)
-                    if key_of(data, self.kind, self._name) == key:
-                        return decode_record(data, self.kind)
-                except FileNotFoundError:  # merged by another process
-                    self._drop(place.file)
-                    break
-                except (DamagedError, OtherVersionError) as error:
-                    self._mend(place.file, error)
-                    break
-            else:
+            copies = self._copies(key)
+            if copies is None:
+                continue
+            if not copies:
                 raise InputError(
                     f"{self.folder.name}: no {self.kind} for {key[:12]}…",
                     rule="priors are cached before they are used",
                     remedy=f"run duskfuse cache-{self.kind} DATA",
                 )
+            name, data = max(copies, key=lambda copy: written_ns(copy[1]))
+            try:
+                return decode_record(data, self.kind)
+            except DamagedError as error:
+                self._mend(name, error)
 
     def put(self, key: str, record: MaskSet | TeacherImage) -> None:
-        """Write one record; once this returns it survives a crash.
+        """Write one record, in place of an earlier one of this key; once this returns it survives a crash.
 
         Raises:
             StorageError: the disk refuses; everything finished before is kept.
         """
-        self._put(key, bind(encode_record(self.kind, key, record), self._name))
+        self._put(key, bind(encode_record(self.kind, key, record), self._name, time.time_ns()))
 
     def put_encoded(self, key: str, data: bytes) -> None:
         """Write what another process made by `encode_record`, after checking that it is intact and of this key.
@@ -206,7 +206,7 @@ class PriorStore:
             StorageError: the disk refuses; everything finished before is kept.
         """
         try:
-            bound = bind(data, self._name)
+            bound = bind(data, self._name, time.time_ns())
             if key_of(bound, self.kind, self._name) != key:
                 raise DamagedError("the record of another key")
             decode_record(bound, self.kind)
@@ -250,6 +250,22 @@ class PriorStore:
         """Part-filled shards merged out of such records."""
         self._ignored: set[str] = set()
         self._listed_ns = 0
+
+    def _copies(self, key: str) -> list[tuple[str, bytes]] | None:
+        """File and bytes of all records of a key; None where one was gone or damaged, and others may be found now."""
+        found = []
+        for place in self._places(key):
+            try:
+                data = self._bytes(place)
+                if key_of(data, self.kind, self._name) == key:
+                    found.append((place.file, data))
+            except FileNotFoundError:  # merged by another process
+                self._drop(place.file)
+                return None
+            except (DamagedError, OtherVersionError) as error:
+                self._mend(place.file, error)
+                return None
+        return found
 
     def _places(self, key: str) -> list[Place]:
         found = self._index.places(key)
@@ -358,6 +374,8 @@ class PriorStore:
         except OSError as error:
             if error.errno in _GONE:
                 raise FileNotFoundError(error.errno, "gone") from error
+            if error.errno in _NO_FILE:
+                raise DamagedError("no file of a cache") from error
             raise storage_error(self.folder, error) from error
 
     def _drop(self, name: str) -> None:
@@ -454,23 +472,26 @@ class PriorStore:
     def _merge(self, names: Sequence[str], unwanted: Collection[str] = ()) -> list[str]:
         """Write the records of some files into new shards and remove the files; the names of the shards.
 
-        Each record is written once, and not at all where it is ``unwanted`` or intact in a file beside these.
+        Of several records with one key the latest is written, and none where it is ``unwanted`` or in a file beside
+        these.
         """
         batch: list[bytes] = []
-        written, merged, seen, sources = [], [], set(unwanted), set(names)
+        size = 0
+        written, merged, done, sources = [], [], set(unwanted), set(names)
         for name in names:
             records = self._intact(name)
             if records is None:
                 continue
             merged.append(name)
             for key, data in records:
-                if key in seen or self._is_beside(key, sources):
+                if key in done or self._is_superseded(key, data, name, sources):
                     continue
-                seen.add(key)
+                done.add(key)
                 batch.append(data)
-                if len(batch) == FULL_ROWS or sum(map(len, batch)) >= FULL_BYTES:
+                size += len(data)
+                if len(batch) == FULL_ROWS or size >= FULL_BYTES:
                     written.append(self._write_shard(batch))
-                    batch = []
+                    batch, size = [], 0
         if batch:
             written.append(self._write_shard(batch))
         for name in merged:
@@ -486,8 +507,9 @@ class PriorStore:
             if name in self._index.singles:
                 return [(self._checked(content), content)]
             shard = self._index.shards[name]
-            ends = shard.offsets + shard.lengths
-            parts = [content[start:end] for start, end in zip(shard.offsets, ends, strict=True)]
+            parts = [
+                content[at : at + size] for at, size in zip(shard.offsets.tolist(), shard.lengths.tolist(), strict=True)
+            ]
             return [(self._checked(part), part) for part in parts]
         except FileNotFoundError:
             self._drop(name)
@@ -500,12 +522,14 @@ class PriorStore:
         decode_record(data, self.kind)
         return key
 
-    def _is_beside(self, key: str, sources: Collection[str]) -> bool:
-        """Whether a record is intact in a file that is not one of ``sources``."""
+    def _is_superseded(self, key: str, data: bytes, name: str, sources: Collection[str]) -> bool:
+        """Whether another file has a later record of this key, or the same one and is not one of ``sources``."""
         for place in self._index.places(key):
-            if place.file not in sources:
+            if place.file != name:
                 with suppress(FileNotFoundError, DamagedError, OtherVersionError):
-                    if self._checked(self._bytes(place)) == key:
+                    other = self._bytes(place)
+                    later = (written_ns(other), place.file not in sources) > (written_ns(data), False)
+                    if later and self._checked(other) == key:
                         return True
         return False
 
@@ -534,4 +558,5 @@ def _layout(intact: Sequence[tuple[int, int, str]]) -> Shard:
     """A table of records found in a damaged file."""
     offsets, lengths, keys = zip(*intact, strict=True)
     hashes = np.array([key_hash(key) for key in keys], np.uint64)
-    return Shard(zlib.compress("\n".join(keys).encode()), hashes, np.array(offsets), np.array(lengths))
+    table = zlib.compress("\n".join(keys).encode())
+    return Shard(table, hashes, np.array(offsets, np.uint32), np.array(lengths, np.uint32))

@@ -48,6 +48,8 @@ class RecordIndex:
         self._sorted: _Sorted = _sort({})
         self._recent: dict[int, list[tuple[str, int]]] = {}
         """By hash: shard and row of what is not in `_sorted` yet."""
+        self._waiting: list[str] = []
+        """Shards that are in neither yet."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.singles or name in self.shards
@@ -70,8 +72,7 @@ class RecordIndex:
         """Take in a shard."""
         self.remove(name)
         self.shards[name] = shard
-        for row, hashed in enumerate(shard.hashes.tolist()):
-            self._recent.setdefault(hashed, []).append((name, row))
+        self._waiting.append(name)
 
     def remove(self, name: str) -> None:
         """Forget a file, whether known or not; `places` leaves out what is still listed of it."""
@@ -88,8 +89,7 @@ class RecordIndex:
 
     def places(self, key: str) -> list[Place]:
         """Where the record of a key may be: about one key in 10^12 has the hash of another."""
-        if len(self._recent) > max(_RECENT, len(self._sorted.hashes) // 8):
-            self._sorted, self._recent = _sort(self.shards), {}
+        self._sort_in()
         wanted = key_hash(key)
         found = [Place(name, 0, None) for name in self._files_of.get(key, ())]
         for name, row in (*self._recent.get(wanted, ()), *self._in_sorted(wanted)):
@@ -97,6 +97,18 @@ class RecordIndex:
             if shard is not None and row < len(shard.hashes) and int(shard.hashes[row]) == wanted:
                 found.append(Place(name, int(shard.offsets[row]), int(shard.lengths[row])))
         return found
+
+    def _sort_in(self) -> None:
+        """Make what is waiting findable: in the dictionary while it is little, else in the array."""
+        waiting = [(name, self.shards[name]) for name in self._waiting if name in self.shards]
+        rows = len(self._recent) + sum(len(shard.hashes) for _, shard in waiting)
+        self._waiting = []
+        if rows > max(_RECENT, len(self._sorted.hashes) // 8):
+            self._sorted, self._recent = _sort(self.shards), {}
+            return
+        for name, shard in waiting:
+            for row, hashed in enumerate(shard.hashes.tolist()):
+                self._recent.setdefault(hashed, []).append((name, row))
 
     def _in_sorted(self, wanted: int) -> Iterator[tuple[str, int]]:
         table = self._sorted

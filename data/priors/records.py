@@ -1,7 +1,8 @@
 """The bytes of cached priors: one sealed record, and shards of many.
 
 A record is a complete Parquet file of one row. Between Parquet's opening magic and its data stands a seal: version,
-kind, key, the store it belongs to, its length, and a BLAKE2b digest of everything else in the file. A shard is a
+kind, key, the store it belongs to, when it was written, its length, and a BLAKE2b digest of everything else in the
+file. A shard is a
 Parquet file with one row group per record whose row groups lie inside the very same sealed records; its own opening
 seal covers a table of their keys, lengths and a digest of Parquet's footer. Any Parquet reader reads both; the columns
 are in `SCHEMAS`.
@@ -22,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from hashlib import blake2b
+from itertools import repeat
 from mmap import mmap
 from typing import Any, NamedTuple
 
@@ -51,7 +53,9 @@ UNBOUND = bytes(STORE_BYTES)
 
 _PARQUET = b"PAR1"
 _MAGIC = b"duskfuse"
-_HEAD = struct.Struct(f"<4s8sHHIQQ{STORE_BYTES}s")
+_HEAD = struct.Struct(f"<4s8sHHIQQQ{STORE_BYTES}s")
+_BINDING = struct.Struct(f"<Q{STORE_BYTES}s")
+"""The end of the head: time and store."""
 _DIGEST_BYTES = 32
 _OPENING = _PARQUET + _MAGIC
 _LABEL_AT = _HEAD.size + _DIGEST_BYTES
@@ -111,12 +115,12 @@ class _Seal(NamedTuple):
 class Shard(NamedTuple):
     """The table at the beginning of a shard: where its records are."""
 
-    keys: bytes
+    keys: bytes | memoryview
     """Zlib of the keys, one a line."""
     hashes: NDArray[np.uint64]
     """`key_hash` of each key."""
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    offsets: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
 
     def key_list(self) -> list[str]:
         """The keys in the order of the records."""
@@ -149,20 +153,25 @@ def encode_record(kind: PriorKind, key: str, record: Record) -> bytes:
         TypeError: the record is not of this kind.
         InputError: it is too large to be kept.
     """
-    return _sealed_record(kind, key, UNBOUND, _row(kind, key, record))
+    return _sealed_record(kind, key, UNBOUND, 0, _row(kind, key, record))
 
 
-def bind(data: bytes, store: bytes) -> bytes:
-    """The same record, belonging to ``store``.
+def bind(data: bytes, store: bytes, written_ns: int) -> bytes:
+    """The same record, belonging to ``store`` and written at this time since the epoch.
 
     Raises:
         DamagedError, OtherVersionError: the bytes are no intact record that is unbound or of this store.
     """
     seal = _open(data, _Form.RECORD, *{UNBOUND, store})
     bound = bytearray(data)
-    bound[_HEAD.size - STORE_BYTES : _HEAD.size] = store
+    _BINDING.pack_into(bound, _HEAD.size - _BINDING.size, written_ns, store)
     _write_digest(bound, seal.end)
     return bytes(bound)
+
+
+def written_ns(data: bytes) -> int:
+    """When a record was written to its store: of several with one key the latest counts."""
+    return int(_HEAD.unpack_from(data)[-2])
 
 
 def key_of(data: bytes, kind: PriorKind, store: bytes) -> str:
@@ -200,7 +209,7 @@ def sealed_bytes(head: bytes) -> int:
     """
     if len(head) < _LABEL_AT or not head.startswith(_OPENING):
         raise DamagedError("no seal at its beginning")
-    *_, label, end, total, _ = _HEAD.unpack_from(head)
+    *_, label, end, total, _, _ = _HEAD.unpack_from(head)
     if not _LABEL_AT + label <= end <= total <= (RECORD_BYTES if is_record(head) else FILE_BYTES):
         raise DamagedError("impossible lengths")
     return int(end)
@@ -229,20 +238,20 @@ def read_shard(head: bytes, file_bytes: int, kind: PriorKind, store: bytes) -> S
         raise DamagedError(f"no shard of {kind}")
     if seal.total != file_bytes:
         raise DamagedError(f"{file_bytes} of {seal.total} bytes")
-    table = head[seal.content + _DIGEST_BYTES : seal.end]
+    table = memoryview(head[seal.content + _DIGEST_BYTES : seal.end])
     if not 0 <= 12 * rows <= len(table):
         raise DamagedError("another number of keys than of records")
-    hashes, lengths = np.frombuffer(table, "<u8", rows), np.frombuffer(table, "<u4", rows, 8 * rows).astype(np.int64)
-    ends = seal.end + np.cumsum(lengths)
+    hashes, lengths = np.frombuffer(table, "<u8", rows), np.frombuffer(table, "<u4", rows, 8 * rows)
+    ends = seal.end + np.cumsum(lengths, dtype=np.int64)
     if rows and ends[-1] > seal.total:
         raise DamagedError("records beyond its end")
-    return Shard(table[12 * rows :], hashes, ends - lengths, lengths)
+    return Shard(table[12 * rows :], hashes, (ends - lengths).astype(np.uint32), lengths)
 
 
 def check_footer(content: bytes, shard: Shard) -> None:
     """Raise DamagedError where Parquet's own footer of a whole shard, which other programs read, was changed."""
     seal = _open(content, _Form.SHARD)
-    records_end = int(shard.offsets[-1] + shard.lengths[-1]) if len(shard.offsets) else seal.end
+    records_end = int(shard.offsets[-1]) + int(shard.lengths[-1]) if len(shard.offsets) else seal.end
     if _digest(content[records_end:]) != content[seal.content : seal.content + _DIGEST_BYTES]:
         raise DamagedError("its Parquet footer was changed")
 
@@ -253,7 +262,8 @@ def make_shard(kind: PriorKind, store: bytes, records: Sequence[bytes]) -> bytes
     rows = [_read_row(data, kind) for data in records]
     shard = _join(kind, store, keys, rows, records)
     if shard is None:  # encoded by another version of the Parquet library
-        again = [_sealed_record(kind, key, store, row) for key, row in zip(keys, rows, strict=True)]
+        times = [written_ns(data) for data in records]
+        again = [_sealed_record(kind, *parts) for parts in zip(keys, repeat(store), times, rows, strict=False)]
         shard = _join(kind, store, keys, rows, again)
     if shard is None:
         raise RuntimeError("the Parquet writer makes other bytes of the same row each time")
@@ -293,7 +303,7 @@ def _open(data: bytes, form: _Form, *stores: bytes) -> _Seal:
     end = sealed_bytes(data)
     if end > len(data):
         raise DamagedError(f"{len(data)} of {end} bytes")
-    _, _, version, found, label, _, total, store = _HEAD.unpack_from(data)
+    _, _, version, found, label, _, total, _, store = _HEAD.unpack_from(data)
     view = memoryview(data)
     if _digest(view[: _HEAD.size], view[_LABEL_AT:end]) != data[_HEAD.size : _LABEL_AT]:
         raise DamagedError("its digest is another")
@@ -308,11 +318,11 @@ def _open(data: bytes, form: _Form, *stores: bytes) -> _Seal:
     return _Seal(form, store, said if isinstance(said, dict) else {}, end, total, _LABEL_AT + label)
 
 
-def _seal(form: _Form, store: bytes, label: dict[str, JsonValue], end: int, total: int) -> bytes:
+def _seal(form: _Form, label: dict[str, JsonValue], end: int, total: int, written: int, store: bytes) -> bytes:
     """An opening without its digest yet; ``end`` and ``total`` are counted from the end of the label."""
     text = json.dumps(label).encode()
     start = _LABEL_AT + len(text)
-    head = _HEAD.pack(_PARQUET, _MAGIC, FORMAT_VERSION, form, len(text), start + end, start + total, store)
+    head = _HEAD.pack(_PARQUET, _MAGIC, FORMAT_VERSION, form, len(text), start + end, start + total, written, store)
     return head + bytes(_DIGEST_BYTES) + text
 
 
@@ -328,9 +338,9 @@ def _write_digest(content: bytearray, end: int) -> None:
     view[_HEAD.size : _LABEL_AT] = _digest(view[: _HEAD.size], view[_LABEL_AT:end])
 
 
-def _sealed_record(kind: PriorKind, key: str, store: bytes, row: pa.Table) -> bytes:
+def _sealed_record(kind: PriorKind, key: str, store: bytes, written: int, row: pa.Table) -> bytes:
     label: dict[str, JsonValue] = {"kind": kind.value, "key": key}
-    room = len(_seal(_Form.RECORD, store, label, 0, 0))
+    room = len(_seal(_Form.RECORD, label, 0, 0, written, store))
     sink = pa.BufferOutputStream()
     with _writer(sink, kind) as writer:
         sink.write(bytes(room - len(_PARQUET)))
@@ -342,7 +352,8 @@ def _sealed_record(kind: PriorKind, key: str, store: bytes, row: pa.Table) -> by
             rule=f"one prior takes at most {RECORD_BYTES >> 20} MiB, {UNPACKED_BYTES >> 20} MiB before compression",
             remedy="use smaller pictures or fewer masks",
         )
-    content[:room] = _seal(_Form.RECORD, store, label, len(content) - room, len(content) - room)
+    length = len(content) - room
+    content[:room] = _seal(_Form.RECORD, label, length, length, written, store)
     _write_digest(content, len(content))
     return bytes(content)
 
@@ -355,7 +366,7 @@ def _join(
     hashes = np.array([key_hash(key) for key in keys], "<u8")
     lengths = np.array([len(data) for data in records], "<u4")
     table = hashes.tobytes() + lengths.tobytes() + zlib.compress("\n".join(keys).encode())
-    content_at = len(_seal(_Form.SHARD, store, label, 0, 0))
+    content_at = len(_seal(_Form.SHARD, label, 0, 0, 0, store))
     room = content_at + _DIGEST_BYTES + len(table)
     sink = pa.BufferOutputStream()
     with _writer(sink, kind) as writer:
@@ -370,7 +381,7 @@ def _join(
     records_end = room + int(lengths.sum())
     if memoryview(content)[room:records_end] != b"".join(records):
         return None
-    opening = _seal(_Form.SHARD, store, label, room - content_at, len(content) - content_at)
+    opening = _seal(_Form.SHARD, label, room - content_at, len(content) - content_at, 0, store)
     content[:room] = opening + _digest(content[records_end:]) + table
     _write_digest(content, room)
     return bytes(content)
