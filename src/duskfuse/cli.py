@@ -111,8 +111,16 @@ def cache_masks_command(
 def cache_teacher_command(
     data: Data,
     teacher: Annotated[
-        Path, typer.Option(help="Main-network weights, or a folder of fused pictures.", show_default=False)
+        list[str],
+        typer.Option(
+            help="Weights, a folder of fused pictures, or a method inside DATA (teacher/NAME); repeatable.",
+            show_default=False,
+        ),
     ],
+    combine: Annotated[
+        str | None, typer.Option(help="What becomes of several: best, or blend (of the two best).", show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of a diffusion teacher.", show_default=False)] = None,
     cache: Cache = None,
     masks: Masks = None,
     split: Split = None,
@@ -120,23 +128,34 @@ def cache_teacher_command(
     pictures: Annotated[
         Path | None, typer.Option(help="Also write the pictures to this folder.", show_default=False)
     ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A pair without a ready picture is an error.")] = False,
+    engine: EngineName = "local",
+    workers: Workers = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Keep a slow teacher's picture of every pair."""
+    """Keep a slow teacher's picture of every pair, or the best of several teachers'."""
     with _verb(as_json):
+        from duskfuse.data.priors.pipeline import Engine
         from duskfuse.data.priors.sources import MaskSourceName
+        from duskfuse.evaluate.quality import quality_score
         from duskfuse.teachers.cache_teacher import cache_teacher
+        from duskfuse.teachers.combine_teachers import Combination
 
-        chosen = None if masks is None else _choice(MaskSourceName, masks, "--masks")
         report = cache_teacher(
             data,
             teacher=teacher,
+            combine=None if combine is None else _choice(Combination, combine, "--combine"),
+            score=quality_score,
+            steps=steps,
             cache=cache,
-            masks=chosen,
+            masks=None if masks is None else _choice(MaskSourceName, masks, "--masks"),
             split=split,
             limit=limit,
             pictures=pictures,
+            strict=strict,
+            engine=_choice(Engine, engine, "--engine"),
+            workers=workers,
             dry_run=dry_run,
         )
         _show(report.to_json(), as_json)
