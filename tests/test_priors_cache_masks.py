@@ -181,6 +181,22 @@ def test_label_maps_give_both_pictures_the_same_masks(data: Path, cache: Path, c
     assert ir.area.tolist() == [40 * 56 - 20 * 21, 20 * 21]
 
 
+def test_only_the_masks_of_an_edited_label_map_are_made_again(data: Path, cache: Path):
+    for i in range(4):
+        ids = np.zeros((40, 56), np.uint8)
+        ids[10:30, 10:30] = 1 + i
+        write_picture(data / "label" / f"{i}.png", ids)
+    cache_masks(data, source=MaskSourceName.LABELS, cache=cache)
+    ids[:20] = 9
+    write_picture(data / "label/3.png", ids)
+    again = [cache_masks(data, source=MaskSourceName.LABELS, cache=cache) for _ in range(2)]
+    assert [(report.done, report.already) for report in again] == [(2, 6), (0, 8)]
+    masks = open_masks(cache, keys_of(data), MaskSourceName.LABELS).get(file_sha256(data / "ir/3.png"))
+    assert isinstance(masks, MaskSet)
+    assert masks.made_from == file_sha256(data / "label/3.png")
+    assert masks.area.tolist() == [20 * 56, 20 * 56 - 10 * 20, 10 * 20]
+
+
 def test_no_label_at_all_is_an_error(data: Path, cache: Path):
     with pytest.raises(InputError, match="no pair has a label map"):
         cache_masks(data, source=MaskSourceName.LABELS, cache=cache)

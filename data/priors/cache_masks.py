@@ -1,14 +1,15 @@
 """The verb ``cache-masks``: the region masks of every picture of a dataset, made once and kept in the PriorCache.
 
 Infrared and visible picture have mask lists of their own, keyed by the hash of the picture file: what is there already
-is never made again, and a changed picture is.
+is never made again, and a changed picture is; so are the masks of a changed label map.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import to_u8
+from duskfuse.data.images import file_sha256, to_u8
 from duskfuse.data.priors.cache import JsonValue, PriorCache, PriorKind, PriorStore, stored_bytes
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.priors.pipeline import Engine, Tally, Todo, Work, processes, run, unmade
@@ -83,7 +84,16 @@ class MaskJob(NamedTuple):
     side: PictureOf
 
 
-class MaskWork(Work[MaskJob, NDArray[Any]]):
+class MaskInput(NamedTuple):
+    """What the masks of a picture are made from."""
+
+    image: NDArray[Any]
+    """``[H, W, 3]`` uint8 RGB, infrared repeated; or the ids of a label map ``[H, W]``."""
+    made_from: str = ""
+    """Hash of the label map."""
+
+
+class MaskWork(Work[MaskJob, MaskInput]):
     """The masks of pictures by a source, which every process opens for itself.
 
     Args:
@@ -108,20 +118,30 @@ class MaskWork(Work[MaskJob, NDArray[Any]]):
         """The key of the picture in the prior cache."""
         return job.files.ir_key() if job.side is PictureOf.INFRARED else job.files.vis_key()
 
-    def load(self, job: MaskJob, /) -> NDArray[Any]:
-        """``[H, W, 3]`` uint8 RGB, infrared repeated; or the ids of a label map ``[H, W]``."""
+    def is_current(self, job: MaskJob, key: str, store: PriorStore, /) -> bool:
+        """Whether the label map, which the key of the picture leaves out, is still the one of the record."""
+        if self.source != MaskSourceName.LABELS:
+            return True
+        made_from = file_sha256(_label(job))
+        with suppress(InputError):  # a record that turned out to be damaged
+            record = store.get(key)
+            return isinstance(record, MaskSet) and record.made_from == made_from
+        return False
+
+    def load(self, job: MaskJob, /) -> MaskInput:
+        """Read the picture, or the label map in its place."""
         from duskfuse.data.pair_files import read_ir, read_label, read_vis
 
         if self.source == MaskSourceName.LABELS:
-            assert job.files.label is not None
-            ids: NDArray[np.int64] = read_label(job.files.label, job.files.vis.size()).numpy()
-            return ids
+            label = _label(job)
+            ids: NDArray[np.int64] = read_label(label, job.files.vis.size(), job.files.label_classes).numpy()
+            return MaskInput(ids, file_sha256(label))
         rounded = to_u8(read_ir(job.files) if job.side is PictureOf.INFRARED else read_vis(job.files))
-        return rounded if rounded.ndim == 3 else np.repeat(rounded[..., None], 3, axis=2)
+        return MaskInput(rounded if rounded.ndim == 3 else np.repeat(rounded[..., None], 3, axis=2))
 
-    def make(self, image: NDArray[Any], /) -> MaskSet:
+    def make(self, loaded: MaskInput, /) -> MaskSet:
         """The masks that the source finds."""
-        return self._opened().masks(image)
+        return replace(self._opened().masks(loaded.image), made_from=loaded.made_from)
 
     def _opened(self) -> MaskSource:
         if self._source is None:
@@ -133,6 +153,11 @@ class MaskWork(Work[MaskJob, NDArray[Any]]):
                     remedy="give every machine the same checkpoint and the same version of duskfuse",
                 )
         return self._source
+
+
+def _label(job: MaskJob) -> Path:
+    assert job.files.label is not None
+    return job.files.label
 
 
 def cache_masks(

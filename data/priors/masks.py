@@ -47,6 +47,8 @@ class MaskSet:
     """The source's own estimate of each mask's quality, ``[M]``; NaN where it gives none."""
     stability: NDArray[np.float32]
     """Agreement of each mask with itself when its threshold moves, ``[M]`` (SAM); NaN where the source gives none."""
+    made_from: str = ""
+    """Hash of the file that the masks were made from where that is not the picture (a label map)."""
 
     def __post_init__(self) -> None:
         count = len(self.bits)

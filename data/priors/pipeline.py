@@ -15,6 +15,7 @@ import copy
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
@@ -25,7 +26,7 @@ from enum import StrEnum
 from itertools import chain, islice, repeat
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import cv2
 
@@ -40,9 +41,12 @@ Job_contra = TypeVar("Job_contra", contravariant=True)
 Loaded = TypeVar("Loaded")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+P = ParamSpec("P")
 
 READERS = 2
 """Threads that hash, and threads that read and decode, ahead of the computation."""
+WRITERS = 4
+"""Threads that write, mostly waiting for the disk to confirm."""
 AHEAD = 4
 """Jobs that are hashed, read or written while one is computed."""
 WORTH_PROCESSES = 24
@@ -172,10 +176,11 @@ def run(
         InputError: the engine is missing, or ``workers`` does not suit it.
     """
     started, tally = time.monotonic(), Tally()
+    total = len(jobs) if isinstance(jobs, Sized) else None
     todo = unmade(work, jobs, store, tally)
-    with closing(_outcomes(work, todo, store.kind, engine, workers)) as outcomes, ThreadPoolExecutor(1) as writer:
-        kept = _ahead(writer, lambda outcome: _keep(store, outcome), outcomes)
-        for _ in track(_finished(kept, tally), work.title, len(jobs) if isinstance(jobs, Sized) else None):
+    with closing(_outcomes(work, todo, store.kind, engine, workers)) as outcomes, ThreadPoolExecutor(WRITERS) as pool:
+        kept = _ahead(pool, _Writer(store).keep, outcomes)
+        for _ in track(_finished(kept, tally), work.title, total):
             pass
     store.compact()
     return RunReport(tally.done, tally.already, tally.failed, round(time.monotonic() - started, 3))
@@ -183,7 +188,7 @@ def run(
 
 def unmade(work: Work[Job, Any], jobs: Iterable[Job], store: PriorStore, tally: Tally) -> Iterator[Todo[Job]]:
     """The jobs that have no record yet, hashed a few ahead; ``tally`` counts what passes by."""
-    store = copy.copy(store)  # read here while another thread writes
+    store = copy.copy(store)  # read here while other threads write
     present, seen = store.keys(), set[str]()
 
     def identified(job: Job) -> tuple[Job, str]:
@@ -193,13 +198,17 @@ def unmade(work: Work[Job, Any], jobs: Iterable[Job], store: PriorStore, tally: 
         for job, key in _ahead(readers, identified, jobs):
             if isinstance(key, Failure):
                 tally.failed.append(key)
-            elif key in seen:
+                continue
+            if key in seen:
                 tally.repeated += 1
-            elif key in present and work.is_current(job, key, store):
+                continue
+            seen.add(key)
+            current = key in present and _tried(work, job, work.is_current, job, key, store)
+            if isinstance(current, Failure):
+                tally.failed.append(current)
+            elif current:
                 tally.already += 1
-                seen.add(key)
             else:
-                seen.add(key)
                 yield Todo(key, job)
 
 
@@ -227,13 +236,19 @@ def _finished(kept: Iterable[Failure | None], tally: Tally) -> Iterator[None]:
     yield from repeat(None, tally.finished - shown)
 
 
-def _keep(store: PriorStore, outcome: Outcome | Encoded) -> Failure | None:
-    """Write the record; the message where there is none."""
-    result = encoded(outcome, store.kind).result
-    if isinstance(result, Failure):
-        return result
-    store.put_encoded(outcome.key, result)
-    return None
+class _Writer(threading.local):
+    """A store as each thread has it for itself: any number may write into one folder."""
+
+    def __init__(self, store: PriorStore) -> None:
+        self._store = copy.copy(store)
+
+    def keep(self, outcome: Outcome | Encoded) -> Failure | None:
+        """Write the record; the message where there is none."""
+        key, result = encoded(outcome, self._store.kind)
+        if isinstance(result, Failure):
+            return result
+        self._store.put_encoded(key, result)
+        return None
 
 
 def _outcomes(
@@ -278,10 +293,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tried(work: Work[Job, Any], job: Job, function: Callable[[Item], Result], argument: Item) -> Result | Failure:
-    """``function(argument)``, or why it failed: hours of work do not end because of one picture."""
+def _tried(
+    work: Work[Job, Any], job: Job, function: Callable[P, Result], *arguments: P.args, **named: P.kwargs
+) -> Result | Failure:
+    """What ``function`` gives, or why it failed: hours of work do not end because of one picture."""
     try:
-        return function(argument)
+        return function(*arguments, **named)
     except DuskfuseError as error:
         return Failure(error)
     except Exception as error:  # of a library, such as too little memory for this picture

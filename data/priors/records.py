@@ -139,6 +139,7 @@ SCHEMAS = {
             "area": pa.list_(pa.int32()),
             "predicted_iou": pa.list_(pa.float32()),
             "stability": pa.list_(pa.float32()),
+            "made_from": pa.string(),
         }
     ),
     PriorKind.TEACHER: pa.schema({"key": pa.string(), "y_png": pa.binary(), "meta": pa.string()}),
@@ -441,6 +442,7 @@ def _masks(columns: dict[str, Any]) -> MaskSet:
         area=columns["area"].flatten().to_numpy(),
         predicted_iou=columns["predicted_iou"].flatten().to_numpy(),
         stability=columns["stability"].flatten().to_numpy(),
+        made_from=str(columns["made_from"][0].as_py()),
     )
 
 
