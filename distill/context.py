@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from duskfuse.data.colour import luminance
 from duskfuse.data.fuser import FusionOutput
+from duskfuse.distill.pseudo_label import pseudo_label
 from duskfuse.distill.recipe import FusionField, Owner
 from duskfuse.tasks.encoders import FeatureEncoder
+from duskfuse.teachers.conditional_diffusion import sample_fused
+from duskfuse.teachers.denoiser import ConditionalDenoiser
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Batch:
     names: tuple[str, ...]
     teacher_y: Tensor | None = None
     """Cached teacher luminance, ``[B, 1, H, W]`` in [0, 1]."""
+    noise: Tensor | None = None
+    """What the denoiser's pictures are buried in, ``[B, 1, H, W]`` standard normal."""
+    timestep: Tensor | None = None
+    """And how deep, ``[B]`` int64."""
 
     @cached_property
     def vis_y(self) -> Tensor:
@@ -43,11 +51,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
-        move = {
-            name: getattr(self, name).to(device, non_blocking=True) for name in ("ir", "vis", "masks_ir", "masks_vis")
-        }
-        teacher_y = None if self.teacher_y is None else self.teacher_y.to(device, non_blocking=True)
-        return Batch(names=self.names, teacher_y=teacher_y, **move)
+        return self.each_tensor(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def each_tensor(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor changed."""
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            changed[field.name] = change(value) if isinstance(value, Tensor) else value
+        return Batch(**changed)
 
 
 def source_patches(source: Tensor, masks: Tensor) -> Tensor:
@@ -87,6 +99,9 @@ class BatchContext:
             if self.batch.teacher_y is None:
                 raise ValueError("the batch holds no cached teacher image")
             return FusionOutput(self.batch.teacher_y)
+        if field is FusionField.DENOISER_TARGET:
+            cached = self.batch.teacher_y
+            return FusionOutput(pseudo_label(self.batch.vis_y, self.batch.ir) if cached is None else cached)
         owner = Owner(field.value.removesuffix("_sg"))
         if field.value == owner.value:
             return self._forward(owner)
@@ -96,9 +111,36 @@ class BatchContext:
         with torch.no_grad():
             return self._forward(owner)
 
+    def denoiser_gain(self) -> Tensor:
+        """How far the denoiser's pictures move in [−1, 1] when its last convolution's output moves by one, per sample.
+
+        ``[B, 1, 1, 1]``.
+        """
+        return self._denoiser().output_gain(self._noised()[1])
+
+    def sampled(self) -> Tensor:
+        """Pictures that the denoiser draws from nothing but noise and the sources, ``[B, 1, H, W]`` in [0, 1]."""
+        with self._autocast():
+            return sample_fused(self._denoiser(), self.batch.vis_y, self.batch.ir)
+
+    def _denoiser(self) -> ConditionalDenoiser:
+        network = self._networks[Owner.DENOISER]
+        assert isinstance(network, ConditionalDenoiser)
+        return network
+
+    def _noised(self) -> tuple[Tensor, Tensor]:
+        if self.batch.noise is None or self.batch.timestep is None:
+            raise ValueError("the batch holds no noise for the denoiser")
+        return self.batch.noise, self.batch.timestep
+
     def _forward(self, owner: Owner) -> FusionOutput:
         batch, network = self.batch, self._networks[owner]
         with self._autocast():
+            if owner is Owner.DENOISER:
+                noise, timestep = self._noised()
+                target = self.field(FusionField.DENOISER_TARGET).y
+                noisy = self._denoiser().add_noise(2 * target - 1, noise, timestep)
+                return FusionOutput((network(noisy, batch.vis_y, batch.ir, timestep) + 1) / 2)
             if owner is Owner.STUDENT:
                 output = network(batch.vis_y, batch.ir)
             else:

@@ -2,8 +2,9 @@
 
 Where the teacher shows a part of the pair only, the draw stays within that part.
 
-Sample ``i`` of a run depends on the seed and ``i`` alone: which pair, which crop, which flip, which masks. So a resumed
-run sees exactly the batches that the uninterrupted one would have seen, with any number of workers.
+Sample ``i`` of a run depends on the seed and ``i`` alone: which pair, which crop, which flip, which masks, and for the
+denoiser which noise at which timestep. So a resumed run sees exactly the batches that the uninterrupted one would have
+seen, with any number of workers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from duskfuse.data.priors.cache import PriorStore, pair_key
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.distill.context import Batch
 from duskfuse.distill.recipe import DataConfig
+from duskfuse.teachers.denoiser import TRAINED_STEPS
 from duskfuse.teachers.teacher_images import LoadedTeacher, TeacherImages
 
 MEMORY_BUDGET = 2 * 2**30
@@ -39,13 +41,20 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         *,
         masks: PriorStore | None,
         teacher: TeacherImages | None = None,
+        noise: bool = False,
     ) -> None:
         self.pairs = list(pairs)
+        self._noise = noise
         self._config, self._seed = config, seed
         self._masks, self._teacher = masks, teacher
         self._keys = [files.prior_keys() for files in self.pairs]
         self._kept: dict[int, Pair] = {}
         self._kept_bytes = 0
+
+    def described(self, folder: str) -> str:
+        """What a network saw that was trained on these, for its card; ``folder`` is the name of the dataset."""
+        teacher = "" if self._teacher is None else f", teacher pictures of {self._teacher.store.source}"
+        return f"{len(self.pairs)} pairs of the folder {folder}{teacher}"
 
     def position(self, number: int) -> int:
         """Which pair sample ``number`` shows: every epoch is a fresh permutation of all pairs."""
@@ -70,6 +79,10 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         if teacher is not None:
             top, left, _, _ = teacher.crop
             sample["teacher_y"] = self._cut(torch.from_numpy(teacher.y)[None], draw.shifted(-top, -left))
+        if self._noise:
+            generator = torch.Generator().manual_seed(_mix(self._seed, number, 3))
+            sample["timestep"] = torch.randint(TRAINED_STEPS, (), generator=generator)
+            sample["noise"] = torch.randn(1, *self._config.crop, generator=generator)
         return sample
 
     def _draw(self, pair: Pair, teacher: LoadedTeacher | None, generator: torch.Generator) -> GeometricDraw:

@@ -30,9 +30,18 @@ from duskfuse.distill.run_folder import MetricsLog, RunFolder
 from duskfuse.students import unet
 from duskfuse.students.zoo import build_student
 from duskfuse.tasks.encoders import FeatureEncoder, filter_encoder, sam_encoder, squeezenet_encoder
-from duskfuse.teachers import main_network
+from duskfuse.teachers import denoiser, main_network
+from duskfuse.teachers.denoiser import ConditionalDenoiser
+from duskfuse.teachers.denoiser_sizes import denoiser_config
 from duskfuse.teachers.main_network import MainNetwork
 from duskfuse.teachers.teacher_images import TeacherImages, open_teacher_images
+
+ARCHITECTURES = {
+    Owner.STUDENT: unet.ARCHITECTURE,
+    Owner.TEACHER: main_network.ARCHITECTURE,
+    Owner.DENOISER: denoiser.ARCHITECTURE,
+}
+"""What the weights of each owner's network are called."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +83,22 @@ def distill(
 ) -> DistillReport:
     """Train by ``recipe`` on the pairs of ``data`` and write everything to ``out``.
 
-    ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the main network or the student to start
+    ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start
     from; ``masks`` and ``teacher`` name which cached priors to use where there are several. Raises ``InputError`` for
     input that cannot be used and ``TrainingError`` when a term stops being finite.
     """
     resolved = _with_encoder(load_recipe(recipe, changes), encoder, encoder_weights)
     pairs = find_pairs(data, split=split)
     dataset = _open_dataset(pairs, resolved, cache, masks, teacher)
-    folder = RunFolder(out)
-    folder.prepare(resolved, resume=resume, overwrite=overwrite)
     torch.manual_seed(resolved.seed)
     engine = _build_engine(resolved, init)
+    folder = RunFolder(out)
+    folder.prepare(resolved, resume=resume, overwrite=overwrite)
     first = _resume(engine, folder) if resume else 0
     started = time.monotonic()
     _train(engine, dataset, folder, first)
-    weights = _export_weights(engine, folder, data, len(pairs))
-    return _report(resolved, folder, len(pairs), time.monotonic() - started, weights)
+    weights = _export_weights(engine, folder, dataset.described(data.resolve().name))
+    return _report(resolved, folder, len(dataset.pairs), time.monotonic() - started, weights)
 
 
 def _with_encoder(recipe: Recipe, name: EncoderName | None, weights: Path | None) -> Recipe:
@@ -108,9 +117,10 @@ def _open_dataset(
     teacher_images: TeacherImages | None = None
     if needs_masks or TermName.CONTRASTIVE in recipe.terms_used():
         mask_store = open_masks(cache, {key for files in pairs for key in files.prior_keys()}, masks)
-    if FusionField.TEACHER_CACHED in recipe.fields_used():
+    if recipe.needs_teacher_pictures:
         pairs, teacher_images = open_teacher_images(cache, pairs, teacher, recipe.data.brightness)
-    return TrainingPairs(pairs, recipe.data, recipe.seed, masks=mask_store, teacher=teacher_images)
+    noise = FusionField.DENOISER in recipe.fields_used()
+    return TrainingPairs(pairs, recipe.data, recipe.seed, masks=mask_store, teacher=teacher_images, noise=noise)
 
 
 def _build_engine(recipe: Recipe, init: Sequence[Path]) -> Engine:
@@ -120,6 +130,10 @@ def _build_engine(recipe: Recipe, init: Sequence[Path]) -> Engine:
         networks[Owner.TEACHER] = MainNetwork(masks=recipe.data.masks)
     if Owner.STUDENT in owners:
         networks[Owner.STUDENT] = build_student(unet.ARCHITECTURE, {})
+    if Owner.DENOISER in owners:
+        networks[Owner.DENOISER] = ConditionalDenoiser(
+            denoiser_config(recipe.diffusion.size, recipe.diffusion.prediction)
+        )
     for path in init:
         _initialise(networks, path)
     encoder = _build_encoder(recipe) if TermName.CONTRASTIVE in recipe.terms_used() else None
@@ -129,12 +143,12 @@ def _build_engine(recipe: Recipe, init: Sequence[Path]) -> Engine:
 def _initialise(networks: dict[Owner, nn.Module], path: Path) -> None:
     """Load one weight file into the network of its architecture."""
     architecture = read_card(path).architecture
-    owner = Owner.TEACHER if architecture == main_network.ARCHITECTURE else Owner.STUDENT
+    owner = next((owner for owner, known in ARCHITECTURES.items() if known == architecture), Owner.STUDENT)
     if owner not in networks:
         raise InputError(
             f"{path} holds a {architecture}", rule=f"this recipe trains no {owner}", remedy="leave this --init out"
         )
-    load_weights(path, networks[owner], main_network.ARCHITECTURE if owner is Owner.TEACHER else unet.ARCHITECTURE)
+    load_weights(path, networks[owner], ARCHITECTURES[owner])
     say(f"{owner} starts from {path}")
 
 
@@ -204,19 +218,18 @@ def _write_samples(engine: Engine, batch: Batch, result: StepResult, folder: Run
     log.picture("samples", grid, result.batch)
 
 
-def _export_weights(engine: Engine, folder: RunFolder, data: Path, pairs: int) -> dict[str, str]:
+def _export_weights(engine: Engine, folder: RunFolder, trained_on: str) -> dict[str, str]:
     """Write each trained network as safetensors with its card."""
     written = {}
     for owner, network in engine.networks.items():
         if owner not in engine.optimisers or not engine.steps_total[owner]:
             continue
-        teacher = owner is Owner.TEACHER
         card = ModelCard(
-            architecture=main_network.ARCHITECTURE if teacher else unet.ARCHITECTURE,
+            architecture=ARCHITECTURES[owner],
             settings=dict(network.settings),  # type: ignore[arg-type]
             colour="luma",
             version=__version__,
-            training_data=f"{pairs} pairs of the folder {data.resolve().name}",
+            training_data=trained_on,
             licence="Apache-2.0",
             metrics={},
             notes=f"recipe {engine.recipe.name}, {engine.steps_done[owner]} steps, seed {engine.recipe.seed}",

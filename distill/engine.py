@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from duskfuse.data.errors import InputError, TrainingError
 from duskfuse.distill.context import Batch, BatchContext
-from duskfuse.distill.recipe import FusionField, Owner, Precision, Recipe, StepConfig, TermConfig, TermName
+from duskfuse.distill.recipe import Owner, Precision, Recipe, StepConfig, TermConfig, TermName
 from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.terms import REFERENCE_TERMS, SOURCE_TERMS
 from duskfuse.tasks.encoders import FeatureEncoder
@@ -187,5 +187,5 @@ def _autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype |
 
 def needed_owners(recipe: Recipe) -> set[Owner]:
     """Networks that a run must build: owners and everything that a term looks at."""
-    live = {FusionField.STUDENT, FusionField.STUDENT_SG, FusionField.TEACHER, FusionField.TEACHER_SG}
-    return {Owner(field.value.removesuffix("_sg")) for field in recipe.fields_used() & live}
+    names = {field.value.removesuffix("_sg") for field in recipe.fields_used()}
+    return {owner for owner in Owner if owner.value in names}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ def sample_grid(context: BatchContext) -> NDArray[np.uint8]:
         for owner, field in ((Owner.TEACHER, FusionField.TEACHER_SG), (Owner.STUDENT, FusionField.STUDENT_SG)):
             if context.has(owner):
                 columns[owner.value] = recombine(context.field(field).y, batch.vis)
+        if context.has(Owner.DENOISER):
+            columns[Owner.DENOISER.value] = recombine(context.sampled(), batch.vis)
     if batch.teacher_y is not None:
         columns["cached teacher"] = recombine(batch.teacher_y, batch.vis)
     return np.hstack([_column(title, pictures) for title, pictures in columns.items()])
@@ -55,12 +59,4 @@ def _column(title: str, pictures: Tensor) -> NDArray[np.uint8]:
 
 def preview_batch(batch: Batch) -> Batch:
     """The first few samples of a batch, for the grid."""
-    teacher_y = None if batch.teacher_y is None else batch.teacher_y[:MAX_ROWS]
-    return Batch(
-        ir=batch.ir[:MAX_ROWS],
-        vis=batch.vis[:MAX_ROWS],
-        masks_ir=batch.masks_ir[:MAX_ROWS],
-        masks_vis=batch.masks_vis[:MAX_ROWS],
-        names=batch.names[:MAX_ROWS],
-        teacher_y=teacher_y,
-    )
+    return replace(batch.each_tensor(lambda tensor: tensor[:MAX_ROWS]), names=batch.names[:MAX_ROWS])

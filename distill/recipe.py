@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from duskfuse.data.errors import InputError
+from duskfuse.teachers.denoiser_sizes import DenoiserSize, Prediction
 from duskfuse.teachers.teacher_images import Brightness
 
 RECIPE_FOLDER = "recipes"
@@ -26,16 +27,20 @@ class Owner(StrEnum):
 
     STUDENT = "student"
     TEACHER = "teacher"
+    DENOISER = "denoiser"
 
 
 class FusionField(StrEnum):
-    """What a term may look at: live outputs, their stop-gradient twins, and the cached teacher image."""
+    """What a term may look at: live outputs, their stop-gradient twins, the cached teacher image, and for the denoiser
+    the picture that it is to find under the noise."""
 
     STUDENT = "student"
     STUDENT_SG = "student_sg"
     TEACHER = "teacher"
     TEACHER_SG = "teacher_sg"
     TEACHER_CACHED = "teacher_cached"
+    DENOISER = "denoiser"
+    DENOISER_TARGET = "denoiser_target"
 
 
 class TermName(StrEnum):
@@ -52,12 +57,18 @@ class TermName(StrEnum):
     PIXEL_REFERENCE = "pixel_reference"
     SSIM_REFERENCE = "ssim_reference"
     GRADIENT_REFERENCE = "gradient_reference"
+    DENOISING = "denoising"
 
 
 NEEDS_TAPS = frozenset({TermName.FEATURES})
 WITHOUT_REFERENCE = frozenset(
     {TermName.SOURCE_MSE, TermName.INTENSITY_MAX, TermName.GRADIENT_MAX, TermName.SSIM_SOURCES}
 )
+DEFAULT_REFERENCES = {
+    Owner.STUDENT: FusionField.TEACHER_SG,
+    Owner.TEACHER: FusionField.STUDENT_SG,
+    Owner.DENOISER: FusionField.DENOISER_TARGET,
+}
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -72,7 +83,8 @@ class TermConfig(_Plain):
 
     weight: Weight
     reference: FusionField | None = None
-    """The image or taps the term compares with; by default the other network's stop-gradient twin."""
+    """The image or taps the term compares with; by default the other network's stop-gradient twin, for the denoiser its
+    target."""
     ramp: tuple[int, int] | None = None
     """The weight grows linearly from 0 to its value between these two steps of the owner."""
 
@@ -92,8 +104,7 @@ class StepConfig(_Plain):
         """The field that ``term`` compares with, after defaults; None for terms that know only the sources."""
         if term in WITHOUT_REFERENCE:
             return None
-        other = FusionField.TEACHER_SG if self.owner is Owner.STUDENT else FusionField.STUDENT_SG
-        return self.terms[term].reference or other
+        return self.terms[term].reference or DEFAULT_REFERENCES[self.owner]
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +127,20 @@ class StepConfig(_Plain):
                     f"term {name} needs feature maps, and a cached teacher image has none: "
                     "remove the term or use reference: teacher_sg"
                 )
+            self._check_denoiser(name, reference)
         return self
+
+    def _check_denoiser(self, name: TermName, reference: FusionField | None) -> None:
+        denoiser = self.owner is Owner.DENOISER
+        if denoiser and name in NEEDS_TAPS:
+            raise ValueError(f"term {name} needs feature maps, and the denoiser gives none: remove the term")
+        if name is TermName.DENOISING and not (denoiser and reference is FusionField.DENOISER_TARGET):
+            raise ValueError(f"term {name} is the denoiser's error at its own target: remove it, or its reference")
+        if reference is FusionField.DENOISER:
+            raise ValueError(
+                f"term {name} compares with the denoiser, which takes several steps to a picture: "
+                "run cache-teacher and use reference: teacher_cached"
+            )
 
 
 class PhaseConfig(_Plain):
@@ -152,6 +176,23 @@ class DataConfig(_Plain):
     """What is done about the brightness of cached teacher pictures that are not known to be fused luminance."""
 
 
+class DenoiserTarget(StrEnum):
+    """What the denoiser learns to draw."""
+
+    CACHED = "cached"
+    """The cached teacher pictures: the fusion knowledge prior of Diff-IF."""
+    PSEUDO_LABEL = "pseudo_label"
+    """A picture made from the sources by rule, see `duskfuse.distill.pseudo_label`."""
+
+
+class DiffusionConfig(_Plain):
+    """The denoiser of the conditional diffusion teacher; only recipes that train it look here."""
+
+    size: DenoiserSize = DenoiserSize.SMALL
+    prediction: Prediction = Prediction.PICTURE
+    target: DenoiserTarget = DenoiserTarget.CACHED
+
+
 class EncoderName(StrEnum):
     """Frozen networks whose features the contrastive term compares."""
 
@@ -183,6 +224,7 @@ class Recipe(_Plain):
     seed: int = 2
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO
     optimisers: dict[Owner, OptimiserConfig]
     steps: dict[str, StepConfig]
@@ -201,6 +243,21 @@ class Recipe(_Plain):
                 if self.steps[step].owner not in self.optimisers:
                     raise ValueError(f"step {step!r} moves the {self.steps[step].owner}, which has no optimiser")
         return self
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Recipe:
+        fields = self.fields_used()
+        by_rule = self.diffusion.target is DenoiserTarget.PSEUDO_LABEL and FusionField.DENOISER_TARGET in fields
+        if by_rule and FusionField.TEACHER_CACHED in fields:
+            raise ValueError("terms look at cached teacher pictures: the denoiser's target is then cached, too")
+        return self
+
+    @property
+    def needs_teacher_pictures(self) -> bool:
+        """Whether some term looks at cached teacher pictures."""
+        fields = self.fields_used()
+        cached = self.diffusion.target is DenoiserTarget.CACHED and FusionField.DENOISER_TARGET in fields
+        return cached or FusionField.TEACHER_CACHED in fields
 
     @property
     def total_batches(self) -> int:

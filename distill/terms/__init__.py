@@ -10,6 +10,7 @@ from duskfuse.data.fuser import FusionOutput
 from duskfuse.distill.context import BatchContext
 from duskfuse.distill.recipe import TermName
 from duskfuse.distill.terms.contrastive import contrastive
+from duskfuse.distill.terms.diffusion import denoising
 from duskfuse.distill.terms.distillation import (
     features,
     gradient_reference,
@@ -37,4 +38,5 @@ REFERENCE_TERMS: dict[TermName, ReferenceTerm] = {
     TermName.PIXEL_REFERENCE: pixel_reference,
     TermName.SSIM_REFERENCE: ssim_reference,
     TermName.GRADIENT_REFERENCE: gradient_reference,
+    TermName.DENOISING: denoising,
 }
