@@ -26,6 +26,7 @@ _STANDALONE_MARKERS = {0x01, *range(0xD0, 0xD9)}
 _FRAME_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _CORE_HEADER = 12
+_BEYOND_THE_END = (IndexError, struct.error, OverflowError)
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _DEFLATE_RATIO = 1032
 _JPEG_PIXELS = 2048
@@ -101,7 +102,7 @@ def size_of(container: Container, data: bytes) -> Size:
                 return _bmp(data)
             case Container.TIFF:
                 return _tiff(data)
-    except (IndexError, struct.error) as error:
+    except _BEYOND_THE_END as error:
         raise TruncatedPictureError from error
 
 
@@ -113,7 +114,7 @@ def tiff_bits(data: bytes) -> int:
     """
     try:
         return _tiff_fields(data).get(_Tag.BITS, 1)
-    except (IndexError, struct.error) as error:
+    except _BEYOND_THE_END as error:
         raise TruncatedPictureError from error
 
 
