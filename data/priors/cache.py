@@ -259,7 +259,9 @@ class PriorStore:
                 data = self._bytes(place)
                 if key_of(data, self.kind, self._name) == key:
                     found.append((place.file, data))
-            except FileNotFoundError:  # merged by another process
+                elif place.length is None:  # another record has been put under its name
+                    raise FileNotFoundError
+            except FileNotFoundError:  # most often merged by another process
                 self._drop(place.file)
                 return None
             except (DamagedError, OtherVersionError) as error:
@@ -343,7 +345,12 @@ class PriorStore:
         """A file and its length; what is no plain file, such as a pipe that never answers, counts as damaged."""
         with self._reading():
             flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-            handle = os.open(self.folder / name, flags)
+            try:
+                handle = os.open(self.folder / name, flags)
+            except OSError as error:
+                if error.errno in _NO_FILE:
+                    raise DamagedError("no file of a cache") from error
+                raise
             try:
                 status = os.fstat(handle)
                 if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES:
@@ -374,8 +381,6 @@ class PriorStore:
         except OSError as error:
             if error.errno in _GONE:
                 raise FileNotFoundError(error.errno, "gone") from error
-            if error.errno in _NO_FILE:
-                raise DamagedError("no file of a cache") from error
             raise storage_error(self.folder, error) from error
 
     def _drop(self, name: str) -> None:
