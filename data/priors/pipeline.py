@@ -213,11 +213,15 @@ def unmade(work: Work[Job, Any], jobs: Iterable[Job], store: PriorStore, tally: 
 
 
 def _ahead(executor: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results of ``function`` in the order of ``items``, a few of which are always in the hands of the executor."""
+    """Results of ``function`` in the order of ``items``.
+
+    While the caller is busy with a result the next item, and where that takes longer a few more, are in the hands of
+    the executor.
+    """
     pending: deque[Future[Result]] = deque()
     for item in items:
         pending.append(executor.submit(function, item))
-        while pending and (len(pending) > AHEAD or pending[0].done()):
+        while len(pending) > AHEAD or (len(pending) > 1 and pending[0].done()):
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
