@@ -1,99 +1,71 @@
-"""Find the pairs of a dataset on disk, whatever its folders are called, and read them.
+"""Find the pairs of a dataset on disk, whatever its folders are called.
 
-Published sets agree on one file per modality under the same stem, and on nothing else: ``ir``, ``Infrared``, ``T`` or
-``lwir``; the split above (``train/ir``) or below (``infrared/train``) the modality; one folder with two endings
-(FLIR-aligned). A folder is taken for a modality by its name alone; what the rest of its path says is its group, and
-pictures of one group and one stem are one pair.
+A folder is taken for a modality by its name alone; what the rest of its path says is its group, and pictures of one
+group and one stem are one pair. Public datasets are recognised (``data/datasets``): their own names, lists, borders,
+four-channel pictures and videos are understood, and what was recognised is said.
 """
 
 from __future__ import annotations
 
-import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
+from duskfuse.data.annotations import coco_names
+from duskfuse.data.datasets.folder_rules import FolderRules, Side, rules_of, split_named
+from duskfuse.data.datasets.groups import Dataset, FoundPair, Group, dataset_of
+from duskfuse.data.datasets.lists import list_files, list_of_split, listed, some
+from duskfuse.data.datasets.recognise import datasets_in
+from duskfuse.data.datasets.scenes import is_without_infrared
+from duskfuse.data.datasets.tree import Parts, Tree
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import PICTURE_SUFFIXES
-from duskfuse.data.pair_files import PairFiles, SourcePicture, text_lines
+from duskfuse.data.pair_files import PairFiles, Part, SourcePicture, has_white_border
+from duskfuse.data.progress import say_once
+from duskfuse.data.reading import Reading, reading_of
+
+_SHOWN_FOLDERS = 10
+_COCO_NAME = re.compile(r"annot|coco|instances|train|val|test", re.IGNORECASE)
 
 
-class Side(StrEnum):
-    """What a folder holds."""
-
-    IR = "infrared"
-    VIS = "visible"
-    LABEL = "label"
-    BOXES = "boxes"
-
-
-FOLDERS = {
-    Side.IR: [
-        "ir",
-        "infrared",
-        "thermal",
-        "t",
-        "lwir",
-        "tir",
-        "inf",
-        "infrared_enhance",
-        "cropinfrared",
-        "trainimgr",
-        "valimgr",
-        "testimgr",
-    ],
-    Side.VIS: ["vis", "vi", "visible", "rgb", "visible_enhance", "crop_lr_visible", "trainimg", "valimg", "testimg"],
-    Side.LABEL: ["label", "labels", "labels-with-images", "segmentation_labels", "segmentation", "seg", "mask"],
-    Side.BOXES: ["boxes", "labels-with-txt"],
-}
-"""Accepted folder names in lower case. Text files in a label folder are boxes."""
-
-ENDINGS = {Side.IR: "_PreviewData", Side.VIS: "_RGB"}
-"""Endings of the stem where one folder holds both modalities (FLIR-aligned ``JPEGImages``)."""
-
-SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-_CROPPED_TO_FIT = frozenset({"cropinfrared", "crop_lr_visible"})  # RoadScene keeps the uncropped ones beside them
-_NOT_SOURCES = frozenset({"teacher", "teachers", "fused", "fusion", "output", "outputs", "result", "results"})
-_DEEPEST = 5
-_NAMED = 5
-
-_SIDE_OF = {name: side for side, names in FOLDERS.items() for name in names}
-
-
-@dataclass
-class _Group:
-    """The folders that belong together: same place in the tree, different modality."""
-
-    parts: tuple[str, ...]
-    files: dict[Side, dict[Path, list[Path]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-
-    @property
-    def split(self) -> str | None:
-        return next((part for part in self.parts if part.lower() in SPLITS), None)
-
-
-def find_pairs(data: Path, *, split: str | None = None, list_file: Path | None = None) -> list[PairFiles]:
+def find_pairs(
+    data: Path,
+    *,
+    split: str | None = None,
+    list_file: Path | None = None,
+    reading: Reading | Path | None = None,
+) -> list[PairFiles]:
     """Find all pairs under a folder, sorted by name.
 
     Args:
-        data: the dataset, or one split of it.
-        split: name of a folder above or below the modality folders; only its pairs are given.
+        data: the dataset, or one split of it, or a folder of several datasets.
+        split: only the pairs of the folder of this name above or below the modality folders; where there is none, of
+            the dataset's own list of this name (``train.txt``, ``meta/train.txt``, ``align_train.txt``).
         list_file: text file with one name, stem, file name or ``folder/stem`` per line; only those are given.
+        reading: how the infrared pictures are read, see :func:`duskfuse.data.reading.reading_of`.
 
     Raises:
         InputError: folder missing or empty, no modality folder recognised, pictures without partner, two pictures of
             one stem in one modality, unknown split, names of the list that are not found.
     """
-    groups = _groups(data)
-    if split is not None:
-        groups = _of_split(data, groups, split)
-    pairs = _named_pairs(groups, split)
+    tree = Tree.of(data)
+    datasets = [dataset_of(part, kind, tree.root) for part, kind in datasets_in(tree)]
+    if not any(dataset.groups for dataset in datasets):
+        raise _nothing_recognised(tree, datasets)
+    groups, lists = _chosen(datasets, split)
+    named = _named_pairs(groups, split)
+    pairs: list[FoundPair] = []
+    for dataset in datasets:
+        mine = [pair for pair in named if pair.group.dataset is dataset]
+        if mine:
+            pairs += _completed(dataset, mine, split, lists.get(dataset.tree.root))
     if list_file is not None:
-        pairs = _listed(pairs, list_file)
-    return sorted(pairs, key=lambda pair: pair.name)
+        pairs = listed(pairs, list_file)
+    read_as = reading_of(data, reading)
+    return sorted((replace(pair.files, reading=read_as) for pair in pairs), key=lambda files: files.name)
 
 
 def pictures_by_stem(folder: Path) -> dict[str, Path]:
@@ -116,112 +88,64 @@ def pictures_by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _groups(data: Path) -> list[_Group]:
-    if not data.is_dir():
-        seen = "is not a folder" if data.exists() else "no such folder"
-        raise InputError(f"{data}: {seen}", rule="a dataset is a folder", remedy="check the path")
-    groups: dict[tuple[str, ...], _Group] = {}
-    folders = list(_folders(data))
-    for folder, parts, names in folders:
-        for side, rest, path in _sources(folder, parts, names):
-            groups.setdefault(rest, _Group(rest)).files[side][folder].append(path)
-    found = [group for group in groups.values() if Side.IR in group.files or Side.VIS in group.files]
-    if not found:
-        raise _nothing_recognised(data, folders)
-    return found
-
-
-def _folders(data: Path) -> Iterator[tuple[Path, tuple[str, ...], list[str]]]:
-    """Every folder that may hold sources: its path, its parts below ``data``, and its visible file names."""
-    for place, subfolders, names in os.walk(data, followlinks=True):
-        folder = Path(place)
-        parts = folder.relative_to(data).parts
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if len(parts) < _DEEPEST and not name.startswith(".") and name.lower() not in _NOT_SOURCES
-        )
-        yield folder, parts, sorted(name for name in names if not name.startswith("."))
-
-
-def _sources(
-    folder: Path, parts: tuple[str, ...], names: Iterable[str]
-) -> Iterator[tuple[Side, tuple[str, ...], Path]]:
-    """Side, group and path of every file that belongs to a pair."""
-    place = next((i for i, part in enumerate(parts) if part.lower() in _SIDE_OF), None)
-    for name in names:
-        path = folder / name
-        suffix = path.suffix.lower()
-        if place is None:
-            for side, ending in ENDINGS.items():
-                if suffix in PICTURE_SUFFIXES and path.stem.endswith(ending):
-                    yield side, parts, path
-            continue
-        side, rest = _SIDE_OF[parts[place].lower()], parts[:place] + parts[place + 1 :]
-        if suffix in PICTURE_SUFFIXES and side is not Side.BOXES:
-            yield side, rest, path
-        elif suffix == ".txt" and side in (Side.LABEL, Side.BOXES):
-            yield Side.BOXES, rest, path
-
-
-def _nothing_recognised(data: Path, folders: list[tuple[Path, tuple[str, ...], list[str]]]) -> InputError:
-    counts = {"/".join(parts) or ".": len(names) for _, parts, names in folders if names}
+def _nothing_recognised(tree: Tree, datasets: Sequence[Dataset]) -> InputError:
+    counts = {"/".join(folder.parts) or ".": len(folder.names) for folder in tree.folders if folder.names}
+    remedy = "; ".join(dataset.remedy for dataset in datasets if dataset.kind) or rules_of(None).accepted()
     if not counts:
         return InputError(
-            f"{data}: the folder is empty", rule="a dataset holds infrared and visible pictures", remedy=_accepted()
+            f"{tree.root}: the folder is empty", rule="a dataset holds infrared and visible pictures", remedy=remedy
         )
-    shown = ", ".join(f"{name} ({count} files)" for name, count in list(counts.items())[: 2 * _NAMED])
+    shown = ", ".join(f"{name} ({count} files)" for name, count in list(counts.items())[:_SHOWN_FOLDERS])
     return InputError(
-        f"{data}: no infrared or visible folder with pictures; found {shown}",
+        f"{tree.root}: no infrared or visible folder with pictures; found {shown}",
         rule="folders are recognised by name",
-        remedy=_accepted(),
+        remedy=remedy,
     )
 
 
-def _accepted() -> str:
-    return (
-        f"name them one of: infrared {' '.join(FOLDERS[Side.IR])}, visible {' '.join(FOLDERS[Side.VIS])} "
-        "(any case; a split folder may be above or below)"
+def _chosen(datasets: Sequence[Dataset], split: str | None) -> tuple[list[Group], Mapping[Path, Path]]:
+    """The groups of a split; and the root and list of every dataset whose list has still to choose from its groups."""
+    if split is None:
+        return [group for dataset in datasets for group in dataset.groups], {}
+    groups: list[Group] = []
+    lists: dict[Path, Path] = {}
+    for dataset in datasets:
+        mine = _groups_of_split(dataset, split)
+        if not mine and dataset.groups and (path := list_of_split(dataset, split)):
+            lists[dataset.tree.root] = path
+            mine = dataset.groups
+        groups += mine
+    if not groups:
+        raise _no_split(datasets, split)
+    return groups, lists
+
+
+def _groups_of_split(dataset: Dataset, split: str) -> list[Group]:
+    called_so = [group for group in dataset.groups if split.lower() in (part.lower() for part in group.parts)]
+    if called_so:
+        return called_so
+    return [group for group in dataset.groups if split_named(group.split or "") == split_named(split)]
+
+
+def _no_split(datasets: Sequence[Dataset], split: str) -> InputError:
+    known: set[str] = set()
+    for dataset in datasets:
+        known |= {part for group in dataset.groups for part in (*group.parts, group.split) if part}
+        known |= list_files(dataset).keys()
+    return InputError(
+        f"{datasets[0].tree.root}: no split {split!r}",
+        rule="a split is a folder above or below the modality folders, or a list that came with the dataset",
+        remedy=f"choose from {', '.join(sorted(known))}" if known else "leave the split away: the folder has none",
     )
 
 
-def _of_split(data: Path, groups: list[_Group], split: str) -> list[_Group]:
-    chosen = [group for group in groups if split.lower() in (part.lower() for part in group.parts)]
-    if not chosen:
-        known = sorted({part for group in groups for part in group.parts})
-        raise InputError(
-            f"{data}: no split {split!r}",
-            rule="a split is a folder above or below the modality folders",
-            remedy=f"choose from {', '.join(known)}" if known else "leave the split away: the folder has none",
-        )
-    return chosen
-
-
-def _named_pairs(groups: list[_Group], split: str | None) -> list[PairFiles]:
+def _named_pairs(groups: Sequence[Group], split: str | None) -> list[FoundPair]:
+    """The pairs of all groups; their names begin where the places of the groups begin to differ."""
     levels = zip(*(group.parts for group in groups), strict=False)
     common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
-    pairs = []
-    for group in groups:
-        sides = {side: _by_stem(side, group.files.get(side, {})) for side in Side}
-        _check_partners(sides)
-        for stem, ir in sides[Side.IR].items():
-            pairs.append(
-                PairFiles(
-                    name="__".join((*group.parts[common:], stem)),
-                    ir=SourcePicture(ir),
-                    vis=SourcePicture(sides[Side.VIS][stem]),
-                    label=sides[Side.LABEL].get(stem),
-                    boxes=sides[Side.BOXES].get(stem),
-                    split=split or group.split,
-                )
-            )
-    _check_names(pairs)
-    return pairs
-
-
-def _check_names(pairs: list[PairFiles]) -> None:
+    pairs = [pair for group in groups for pair in _pairs_of(group, group.parts[common:], split)]
     first: dict[str, PairFiles] = {}
-    for pair in pairs:
+    for pair in (pair.files for pair in pairs):
         if pair.name in first:
             raise InputError(
                 f"{first[pair.name].ir} and {pair.ir} would both be called {pair.name}",
@@ -229,78 +153,126 @@ def _check_names(pairs: list[PairFiles]) -> None:
                 remedy="rename one of them",
             )
         first[pair.name] = pair
+    return pairs
 
 
-def _by_stem(side: Side, folders: dict[Path, list[Path]]) -> dict[str, Path]:
-    """The one folder of a side as stem → path; a crop made to fit goes before the picture it was cut from."""
-    fitting = [folder for folder in folders if folder.name.lower() in _CROPPED_TO_FIT] or list(folders)
-    if len(fitting) > 1:
-        raise InputError(
-            f"two {side} folders: {fitting[0]} and {fitting[1]}",
-            rule="a pair has one picture of each side",
-            remedy="move one of them away or give the folder of one dataset",
+def _pairs_of(group: Group, words: Parts, split: str | None) -> Iterator[FoundPair]:
+    rules = group.dataset.rules
+    sides = {side: group.by_stem(side) for side in Side}
+    _check_partners(group, sides)
+
+    def path(side: Side, stem: str) -> Path | None:
+        return sides[side][stem].path if stem in sides[side] else None
+
+    for stem, ir in sides[Side.IR].items():
+        files = PairFiles(
+            name="__".join((*words, stem)),
+            ir=ir,
+            vis=sides[Side.VIS][stem],
+            label=path(Side.LABEL, stem),
+            boxes=path(Side.BOXES, stem),
+            split=split or group.split,
+            saliency=path(Side.SALIENCY, stem),
+            label_classes=rules.label_classes,
+            box_classes=rules.box_classes,
         )
-    files: dict[str, Path] = {}
-    for path in (path for folder in fitting for path in folders[folder]):
-        stem = _stem(side, path)
-        if stem in files:
-            raise InputError(
-                f"{path.parent}: {files[stem].name} and {path.name}",
-                rule="files are matched by stem, so a stem may occur once in a folder",
-                remedy="remove one of the two",
-            )
-        files[stem] = path
-    return files
+        yield FoundPair(files, group, stem)
 
 
-def _check_partners(sides: dict[Side, dict[str, Path]]) -> None:
+def _check_partners(group: Group, sides: Mapping[Side, Mapping[str, SourcePicture]]) -> None:
     for here, there in ((Side.IR, Side.VIS), (Side.VIS, Side.IR)):
         missing = sorted(sides[here].keys() - sides[there].keys())
         if missing:
-            folder = sides[here][missing[0]].parent
+            folder = sides[here][missing[0]].path.parent
             raise InputError(
-                f"{folder}: {len(missing)} {here} pictures without {there} partner: {_some(missing)}",
+                f"{folder}: {len(missing)} {here} pictures without {there} partner: {some(missing)}",
                 rule="the two pictures of a pair have the same stem, in an infrared and a visible folder",
-                remedy=f"add the {there} pictures or remove the {here} ones; {_accepted()}",
+                remedy=f"add the {there} pictures or remove the {here} ones; {group.dataset.remedy}",
             )
 
 
-def _listed(pairs: list[PairFiles], list_file: Path) -> list[PairFiles]:
-    by_key: dict[str, dict[str, PairFiles]] = defaultdict(dict)
+def _completed(dataset: Dataset, pairs: list[FoundPair], split: str | None, by_list: Path | None) -> list[FoundPair]:
+    """The pairs of one dataset: chosen by its own list, borders cut, boxes out of COCO files put to them."""
+    if by_list is not None:
+        pairs = listed(pairs, by_list)
+    if dataset.rules.border:
+        pairs = _without_borders(pairs, dataset.rules.border)
+    if dataset.rules.box_classes is not None and not any(pair.files.boxes for pair in pairs):
+        pairs = _with_coco_boxes(dataset, pairs)
+    if dataset.kind is not None:
+        topic = f"{dataset.tree.root.resolve()} {split}"
+        say_once(topic, _what_was_recognised(dataset, [pair.files for pair in pairs], by_list))
+    return pairs
+
+
+def _without_borders(pairs: Sequence[FoundPair], width: int) -> list[FoundPair]:
+    """Cut the white border from all pictures of a group where the first, middle or last has it; reading checks each."""
+    groups: dict[Parts, list[FoundPair]] = defaultdict(list)
     for pair in pairs:
-        for key in (pair.name, _stem(Side.IR, pair.ir.path)):
-            by_key[key][pair.name] = pair
-    listed = [_list_key(line) for _, line in text_lines(list_file)]
-    unknown = [key for key in listed if key not in by_key]
-    if unknown:
-        raise InputError(
-            f"{list_file}: {_some(unknown)} not found among {len(pairs)} pairs",
-            rule="a list holds one stem, file name or folder/stem per line",
-            remedy=f"correct the list; the first pair here is {min(pair.name for pair in pairs)}",
-        )
-    ambiguous = [key for key in listed if len(by_key[key]) > 1]
-    if ambiguous:
-        raise InputError(
-            f"{list_file}: {_some(ambiguous)} in several folders",
-            rule="a line of a list means one pair",
-            remedy=f"write the folder too: {min(by_key[ambiguous[0]])}",
-        )
-    return list({pair.name: pair for key in listed for pair in by_key[key].values()}.values())
+        groups[pair.group.parts].append(pair)
+    done: list[FoundPair] = []
+    for group in groups.values():
+        samples = [group[0], group[len(group) // 2], group[-1]]
+        framed = any(_is_framed(picture, width) for pair in samples for picture in (pair.files.ir, pair.files.vis))
+        done += [_cut(pair, width) for pair in group] if framed else group
+    return done
 
 
-def _list_key(line: str) -> str:
-    """``train/ir/00012.png`` to the name or stem of its pair, ``train__00012``."""
-    path = Path(line.replace("\\", "/"))
-    stem = path.stem if path.suffix.lower() in PICTURE_SUFFIXES else path.name
-    for ending in ENDINGS.values():
-        stem = stem.removesuffix(ending)
-    return "__".join((*(part for part in path.parts[:-1] if part.lower() not in _SIDE_OF), stem))
+def _is_framed(picture: SourcePicture, width: int) -> bool:
+    try:
+        return has_white_border(picture.read(), width)
+    except InputError:
+        return False  # reading the pair says what is wrong with it
 
 
-def _stem(side: Side, path: Path) -> str:
-    return path.stem.removesuffix(ENDINGS.get(side, ""))
+def _cut(pair: FoundPair, width: int) -> FoundPair:
+    ir, vis = (replace(picture, border=width) for picture in (pair.files.ir, pair.files.vis))
+    return pair._replace(files=replace(pair.files, ir=ir, vis=vis))
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _with_coco_boxes(dataset: Dataset, pairs: Sequence[FoundPair]) -> list[FoundPair]:
+    """Put to every pair the COCO file of the dataset that has its infrared picture, else its visible one."""
+    file_of: dict[str, Path] = {}
+    for folder in dataset.tree.folders:
+        for name in folder.names:
+            if name.lower().endswith(".json") and _COCO_NAME.search(name):
+                path = folder.path / name
+                file_of |= dict.fromkeys(coco_names(path) - file_of.keys(), path)
+    boxes = [file_of.get(pair.files.ir.path.name) or file_of.get(pair.files.vis.path.name) for pair in pairs]
+    return [pair._replace(files=replace(pair.files, boxes=path)) for pair, path in zip(pairs, boxes, strict=True)]
+
+
+def _what_was_recognised(dataset: Dataset, pairs: Sequence[PairFiles], by_list: Path | None) -> str:
+    """``M3FD (Ir/, Vis/): 4,200 pairs, boxes in Annotation/``."""
+    root, rules = dataset.tree.root, dataset.rules
+    first = pairs[0]
+    held = list(dict.fromkeys(_where(picture.path, root, rules) for picture in (first.ir, first.vis)))
+    held += ["4 channels"] if first.ir.part is Part.FOURTH else []
+    held += ["frames of videos"] if first.ir.frame is not None else []
+    said = [f"{dataset.kind} ({', '.join(held)}): {len(pairs):,} pair{'s' * (len(pairs) > 1)}"]
+    if by_list is not None:
+        said.append(f"chosen by {by_list.relative_to(root).as_posix()}")
+    if first.ir.border:
+        said.append(f"the white border of {first.ir.border} pixels cut away")
+    for what, files in (
+        ("labels", [pair.label for pair in pairs]),
+        ("boxes", [pair.boxes for pair in pairs]),
+        ("saliency maps", [pair.saliency for pair in pairs]),
+    ):
+        there = [path for path in files if path is not None]
+        if there:
+            count = f" of {len(there):,}" if len(there) < len(pairs) else ""
+            said.append(f"{what}{count} in {_where(there[0], root, rules)}")
+    without = sum(is_without_infrared(folder.names) for folder in dataset.tree.folders) if rules.scenes else 0
+    if without:
+        said.append(f"{without} scene{'s' * (without > 1)} without an infrared picture left out")
+    return ", ".join(said)
+
+
+def _where(path: Path, root: Path, rules: FolderRules) -> str:
+    """The folder that says what a file is, or the file itself where none does."""
+    parts = path.relative_to(root).parent.parts
+    place = rules.side_place(parts)
+    if place is not None:
+        return f"{parts[place]}/"
+    return f"{parts[-1]}/" if path.suffix.lower() in PICTURE_SUFFIXES and parts else path.name

@@ -56,7 +56,6 @@ def found(pairs: list[PairFiles], root: Path) -> list[tuple[str, str, str, str |
         ("IR", "VIS"),
         ("cropinfrared", "crop_LR_visible"),
         ("infrared_Enhance", "visible_Enhance"),
-        ("trainimgr", "trainimg"),
     ],
 )
 def test_folder_names_of_published_sets(tree: Tree, ir: str, vis: str):
@@ -163,6 +162,14 @@ def test_list_file(tree: Tree, tmp_path: Path):
         find_pairs(root, list_file=listing)
     with pytest.raises(InputError, match="no such file"):
         find_pairs(root, list_file=tmp_path / "absent.txt")
+
+
+def test_pairs_are_read_as_the_file_in_their_folder_says(tree: Tree):
+    root = tree("ir/1.png", "vis/1.png")
+    assert find_pairs(root)[0].reading == AS_STORED
+    (root / "duskfuse.yaml").write_text("black_hot: true\n")
+    assert find_pairs(root)[0].reading == Reading(black_hot=True)
+    assert find_pairs(root, reading=Reading(resize_ir=True))[0].reading == Reading(resize_ir=True)
 
 
 def test_flir_list_names(tree: Tree, tmp_path: Path):
