@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything import SamAutomaticMaskGenerator
+from tiny_sam import discs, tiny_sam
 
 from duskfuse.data.errors import InputError
-from duskfuse.data.priors import sam as sam_module
+from duskfuse.data.priors import sam_checkpoint
 from duskfuse.data.priors.sam import (
     PRESETS,
     PUBLISHED,
@@ -28,25 +29,6 @@ from duskfuse.data.priors.sources import MaskSourceName, open_mask_source
 
 EASY = SamSettings(points_per_side=4, crop_n_layers=0, pred_iou_thresh=-99.0, stability_score_thresh=0.0)
 """A network of random weights thinks little of its masks."""
-
-
-def tiny_sam(image_size: int = 64, window: int = 2, global_blocks: tuple[int, ...] = (1,), depth: int = 2) -> Any:
-    torch.manual_seed(0)
-    grid = image_size // 16
-    return Sam(
-        ImageEncoderViT(
-            img_size=image_size, embed_dim=24, depth=depth, num_heads=3, mlp_ratio=2, out_chans=16,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=window,
-            global_attn_indexes=global_blocks,
-        ),
-        PromptEncoder(
-            embed_dim=16, image_embedding_size=(grid, grid), input_image_size=(image_size, image_size), mask_in_chans=8
-        ),
-        MaskDecoder(
-            transformer_dim=16, transformer=TwoWayTransformer(depth=2, embedding_dim=16, mlp_dim=24, num_heads=8),
-            iou_head_depth=3, iou_head_hidden_dim=12,
-        ),
-    ).eval()  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +47,6 @@ def test_the_network_is_rebuilt_from_its_shapes(
     tmp_path: Path, window: int, global_blocks: tuple[int, ...], depth: int
 ):
     original = tiny_sam(window=window, global_blocks=global_blocks, depth=depth)
-    with torch.no_grad():
-        for name, parameter in original.named_parameters():
-            if "rel_pos" in name:
-                parameter.normal_()  # zero at initialisation, which would hide a wrong window
     torch.save(original.state_dict(), tmp_path / "sam.pth")
     rebuilt = load_sam(tmp_path / "sam.pth")
     assert not rebuilt.training
@@ -92,9 +70,9 @@ def test_the_published_sizes_are_recognised(
 
     with torch.device("meta"):
         state = sam_model_registry[builder]().state_dict()
-        rebuilt = sam_module._build(state)
+        encoder = sam_checkpoint._vit(state)
+        rebuilt = sam_checkpoint._around(encoder, 64, state)
     assert {key: value.shape for key, value in rebuilt.state_dict().items()} == {k: v.shape for k, v in state.items()}
-    encoder = rebuilt.image_encoder
     assert (len(encoder.blocks), encoder.pos_embed.shape[-1], encoder.img_size) == (blocks, width, 1024)
     assert encoder.blocks[0].attn.num_heads == heads
     assert tuple(i for i, block in enumerate(encoder.blocks) if block.window_size == 0) == everywhere
@@ -112,6 +90,26 @@ def test_the_real_generator_makes_masks(checkpoint: Path):
     assert SamMasks(checkpoint, EASY).masks(picture()).bits == masks.bits
 
 
+@pytest.mark.parametrize("crops", [0, 1])
+def test_the_outcome_is_that_of_segment_anything(crops: int, tmp_path: Path):
+    """All parts real; masks of random weights are few and ragged, so that rounding may move a pixel of 1,000."""
+    sam = tiny_sam(128)
+    with torch.no_grad():
+        for parameter in sam.mask_decoder.output_hypernetworks_mlps.parameters():
+            parameter.mul_(4)  # logits of random weights are smaller than the offset of the stability score
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    settings = replace(EASY, points_per_side=12, crop_n_layers=crops, stability_score_thresh=0.5)
+    records = SamAutomaticMaskGenerator(sam, **asdict(settings)).generate(discs())
+    records.sort(key=lambda record: -record["area"])
+    masks = SamMasks(tmp_path / "sam.pth", settings).masks(discs())
+    assert len(masks) == len(records) > 0
+    for mask, record in zip(masks.decode(), records, strict=True):
+        wanted = record["segmentation"]
+        assert (mask & wanted).sum() / (mask | wanted).sum() >= 0.999
+    np.testing.assert_allclose(masks.predicted_iou, [record["predicted_iou"] for record in records], rtol=1e-4)
+    np.testing.assert_allclose(masks.stability, [record["stability_score"] for record in records], atol=1e-3)
+
+
 def test_crops_and_pictures_without_masks(checkpoint: Path):
     crops = SamSettings(points_per_side=4, crop_n_layers=1, pred_iou_thresh=-99.0, stability_score_thresh=0.0)
     assert len(SamMasks(checkpoint, crops).masks(picture())) > 0
@@ -124,6 +122,8 @@ def test_settings_name_checkpoint_and_preset(checkpoint: Path, tmp_path: Path):
     other = tmp_path / "other.pth"
     torch.save(tiny_sam(image_size=32).state_dict(), other)
     settings = SamMasks(checkpoint, EASY).settings
+    assert (settings["keep"], settings["encoder_precision"]) == (20, "float32")
+    assert SamMasks(checkpoint, EASY, keep=5).settings != settings
     assert settings["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert settings["points_per_side"] == 4
     assert SamMasks(other, EASY).settings != settings
@@ -133,7 +133,8 @@ def test_settings_name_checkpoint_and_preset(checkpoint: Path, tmp_path: Path):
 
 
 def test_opened_by_name(checkpoint: Path):
-    assert open_mask_source(MaskSourceName.SAM, checkpoint).settings["points_per_side"] == 32
+    settings = open_mask_source(MaskSourceName.SAM, checkpoint, keep=4).settings
+    assert (settings["points_per_side"], settings["keep"]) == (32, 4)
 
 
 def test_bad_checkpoints_are_refused(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Classical regions and label maps as mask sources."""
+"""Classical regions, label maps and random rectangles as mask sources."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_infrared
 from duskfuse.data.priors.labels import Labels
 from duskfuse.data.priors.masks import KEPT_MASKS, MaskSet
+from duskfuse.data.priors.random_crops import RandomCrops
 from duskfuse.data.priors.regions import Regions, _basins, _boundaries, _merge_tree
 from duskfuse.data.priors.sources import MaskSourceName, open_mask_source
 
@@ -124,9 +125,65 @@ def test_only_the_largest_labels_are_kept():
     assert masks.area[1:].tolist() == [12 * (39 - i) for i in range(KEPT_MASKS - 1)]
 
 
+def test_rectangles_are_those_of_the_picture_and_the_seed():
+    picture, _ = thermal_scene()
+    masks = RandomCrops().masks(picture)
+    assert len(masks) == KEPT_MASKS
+    assert RandomCrops().masks(np.asfortranarray(picture)).bits == masks.bits
+    other = picture.copy()
+    other[0, 0, 0] ^= 1
+    for differently in (RandomCrops().masks(other), RandomCrops(seed=1).masks(picture)):
+        assert differently.boxes.tolist() != masks.boxes.tolist()
+    assert RandomCrops(seed=1).settings != RandomCrops().settings
+
+
+def test_rectangles_follow_their_distribution():
+    """Shares log-uniform in 1 % to 50 %, ratios log-uniform in 1/2 to 2, all full and inside; 2,000 of them."""
+    picture = np.zeros((150, 200, 3), np.uint8)
+    masks = RandomCrops(keep=2000).masks(picture)
+    x, y, width, height = masks.boxes.astype(np.int64).T
+    assert np.array_equal(masks.area, width * height)
+    share = np.log(masks.area / picture[..., 0].size / 0.01) / np.log(50)
+    whole = (width < 200) & (height < 150)
+    ratio = np.log2(width / height)[whole]
+    assert -0.02 < share.min() < 0.01
+    assert 0.97 < share.max() < 1.02
+    assert -1.1 < ratio.min() < ratio.max() < 1.1
+    assert abs(share.mean() - 0.5) < 0.03
+    assert abs(np.quantile(share, 0.25) - 0.25) < 0.03
+    assert abs(np.median(ratio[share[whole] < 0.5])) < 0.1
+    for start, room in ((x, 200 - width), (y, 150 - height)):
+        assert abs((start[whole] / room[whole]).mean() - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("size", [(4, 4), (4, 300), (300, 5)])
+def test_rectangles_in_any_picture(size: tuple[int, int]):
+    masks = RandomCrops().masks(np.zeros((*size, 3), np.uint8))
+    assert len(masks) == KEPT_MASKS
+    assert masks.area.min() >= 1
+
+
+@pytest.mark.parametrize("keep", [1, 3, 40])
+def test_as_many_masks_are_kept_as_wanted(keep: int):
+    picture, things = thermal_scene()
+    ids = np.zeros((200, 400), np.int64)
+    for i in range(30):
+        ids[10 : 20 + i, i * 13 : i * 13 + 12] = 1 + i
+    for name, image in (("regions", picture), ("random-crops", picture), ("labels", ids)):
+        source = open_mask_source(MaskSourceName(name), keep=keep)
+        assert source.settings["keep"] == keep
+        assert 0 < len(source.masks(image)) <= keep
+    assert len(open_mask_source(MaskSourceName.LABELS, keep=keep).masks(ids)) == min(keep, 31)
+    if keep >= 3:
+        assert best_iou(open_mask_source(MaskSourceName.REGIONS, keep=keep).masks(picture), things["person"]) > 0.8
+
+
 def test_sources_open_by_name():
     assert open_mask_source(MaskSourceName.REGIONS).name == "regions"
     assert open_mask_source(MaskSourceName.LABELS).name == "labels"
+    assert open_mask_source(MaskSourceName.RANDOM_CROPS).name == "random-crops"
+    with pytest.raises(InputError, match="at least one"):
+        open_mask_source(MaskSourceName.REGIONS, keep=0)
     with pytest.raises(InputError, match="takes a checkpoint"):
         open_mask_source(MaskSourceName.REGIONS, Path("sam.pth"))
     with pytest.raises(InputError, match="fast and paper"):

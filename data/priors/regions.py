@@ -47,9 +47,16 @@ _BLOB_CONTRAST = 1.0
 
 
 class Regions:
-    """Mask source ``regions``: up to 20 regions of different sizes that stand out, bright blobs among them."""
+    """Mask source ``regions``: regions of different sizes that stand out, bright blobs among them.
+
+    Args:
+        keep: the number of masks at most.
+    """
 
     name = "regions"
+
+    def __init__(self, keep: int = KEPT_MASKS) -> None:
+        self._keep = keep
 
     @property
     def settings(self) -> dict[str, JsonValue]:
@@ -57,7 +64,7 @@ class Regions:
         return {
             "method": "mumford-shah-tree",
             "revision": 1,
-            "keep": KEPT_MASKS,
+            "keep": self._keep,
             "working_side": _WORKING_SIDE,
             "min_area": _MIN_AREA,
         }
@@ -71,9 +78,9 @@ class Regions:
         basins = _basins(small)
         tree = _merge_tree(small, basins)
         min_area = _MIN_AREA * basins.size / (height * width)
-        found = _bright_blobs(small, min_area)
-        for region in tree.ranked(min_area, _LARGEST * basins.size):
-            if len(found) == KEPT_MASKS:
+        found = _bright_blobs(small, min_area)[: self._keep]
+        for region in tree.ranked(min_area, _LARGEST * basins.size, self._keep):
+            if len(found) == self._keep:
                 break
             mask = tree.mask(basins, region)
             if all(_iou(mask, other) <= _DUPLICATE_IOU for other in found):
@@ -97,8 +104,8 @@ class _Tree:
     died: list[float]
     """Scale at which it is merged into another; infinite for the root."""
 
-    def ranked(self, min_area: float, largest: float) -> list[int]:
-        """Regions, the most persistent first, taking turns between large, middle and small ones."""
+    def ranked(self, min_area: float, largest: float, keep: int) -> list[int]:
+        """Regions, the most persistent first, taking turns between large, middle and small ones, ``keep`` of each."""
         candidates = [region for region, area in enumerate(self.area) if min_area <= area <= largest]
         candidates.sort(key=lambda region: (-self._persistence(region), -region))
         total = max(self.area)
@@ -106,7 +113,7 @@ class _Tree:
             [region for region in candidates if low * total < self.area[region] <= high * total]
             for low, high in pairwise(_BANDS)
         ]
-        turns = zip_longest(*(self._without_duplicates(band)[:KEPT_MASKS] for band in reversed(bands)))
+        turns = zip_longest(*(self._without_duplicates(band)[:keep] for band in reversed(bands)))
         return [region for turn in turns for region in turn if region is not None]
 
     def _persistence(self, region: int) -> float:
