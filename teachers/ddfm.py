@@ -4,18 +4,18 @@ Source: Zhao et al., "DDFM: Denoising Diffusion Model for Multi-Modality Image F
 The clean picture that the network sees in the noise gets the luminance of `duskfuse.teachers.ddfm_em.em_step`, and
 the sampler (DDIM without new noise) goes on from there. Nothing is trained, and the network's weights are the user's.
 
-The published program differs from the paper, and ``compat`` repeats it to the number: (a) the fusion step mirrors the
-picture between the sources, (b) infrared and visible are exchanged, (c) right and bottom are cropped to multiples of
-32, (d) every result is stretched from its darkest to its brightest pixel, (e) only luminance is kept, (f) luminance
-is denoised in studio range, 16 to 235 of 255, but fused with sources in full range. Otherwise pictures keep their
-size and brightness. Luminance alone is kept in both forms, because the colours are the network's invention: the
-visible picture has the true ones.
+The published program differs from the paper: (a) the fusion step mirrors the picture between the sources, (b)
+infrared and visible are exchanged, (c) right and bottom are cropped to multiples of 32, (d) every result is stretched
+from its darkest to its brightest pixel, (e) only luminance is kept, (f) luminance is denoised in studio range, 16 to
+235 of 255, but fused with sources in full range. `DdfmForm` says which of these are corrected. Luminance alone is
+kept in all forms, because the colours are the network's invention: the visible picture has the true ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import accumulate, repeat
 from pathlib import Path
 
@@ -70,6 +70,22 @@ class DdfmCost:
     """Estimate: weights, and the maps alive at the peak of a pass; the convolutions' workspace comes on top."""
 
 
+class DdfmForm(StrEnum):
+    """How much of the published program is repeated.
+
+    On 25 real pairs of 160×120, with the best linear denoiser in place of the network, the SSIM with infrared and
+    with visible was 0.83 and 0.36 for `CORRECTED`, 0.64 and 0.69 for `MIRRORED` and the same for the plain average.
+    The published network was not at hand.
+    """
+
+    CORRECTED = "corrected"
+    """As in the paper. Whole pictures at their own brightness; where the sources differ, one of them wins."""
+    MIRRORED = "mirrored"
+    """The published fusion step (a) and nothing else of the list: keeps both sources, much as their average does."""
+    PUBLISHED = "published"
+    """The published program, to the number."""
+
+
 class DdfmTeacher:
     """Fuses pairs by sampling, in half precision on a GPU where there is one, else in single on the CPU.
 
@@ -80,7 +96,7 @@ class DdfmTeacher:
         checkpoint: see :func:`duskfuse.teachers.unconditional_unet.load_unconditional_unet`.
         steps: of the sampler, spread over the 1000 of the training.
         seed: of the starting noise.
-        compat: repeat the published program, see above.
+        form: how much of the published program is repeated.
 
     Raises:
         InputError: an unusable checkpoint, or steps that are not 2 to 1000.
@@ -88,9 +104,16 @@ class DdfmTeacher:
 
     name = "ddfm"
 
-    def __init__(self, checkpoint: Path, *, steps: int = STEPS, seed: int = SEED, compat: bool = False) -> None:
-        self.steps, self.seed, self.compat = steps, seed, compat
-        respaced(steps)
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        steps: int = STEPS,
+        seed: int = SEED,
+        form: DdfmForm = DdfmForm.CORRECTED,
+    ) -> None:
+        self.steps, self.seed, self.form = steps, seed, form
+        respaced(steps)  # refuses impossible numbers before the network is read
         network = load_unconditional_unet(checkpoint)
         self._network = network.to("cuda", torch.float16) if torch.cuda.is_available() else network
         self._sha256 = checkpoint_sha256(checkpoint)
@@ -100,7 +123,7 @@ class DdfmTeacher:
         """What the pictures depend on."""
         return {
             "version": VERSION,
-            "form": "published" if self.compat else "corrected",
+            "form": self.form.value,
             "steps": self.steps,
             "seed": self.seed,
             "precision": str(self._weight.dtype).removeprefix("torch."),
@@ -111,14 +134,15 @@ class DdfmTeacher:
         """Fuse one pair.
 
         Raises:
-            InputError: an unusable pair; ``compat`` and a side shorter than 32; a picture that the GPU's memory does
-                not hold; NaN or infinite values, or (``compat``) a constant picture, in the result.
+            InputError: an unusable pair; a picture that the GPU's memory does not hold; NaN or infinite values in the
+                result; in the published form also a side shorter than 32, or a constant result.
         """
         pair = job.read()
         sources = 2 * torch.stack([pair.ir, luminance(pair.vis)]) - 1
         height, width = self._shown(pair.name, pair.size)
-        if self.compat:
-            vis, ir = sources[..., :height, :width].unsqueeze(1)
+        published = self.form is DdfmForm.PUBLISHED
+        if published:
+            vis, ir = sources[..., :height, :width].unsqueeze(1)  # exchanged, as published
         else:
             ir, vis = pad_reflected(sources, self._padded(pair.size)).unsqueeze(1)
         try:
@@ -127,14 +151,14 @@ class DdfmTeacher:
                 *(source.to(self._weight.device) for source in (ir, vis)),
                 steps=self.steps,
                 seed=self.seed,
-                compat=self.compat,
+                form=self.form,
             )
         except torch.OutOfMemoryError:
             raise self._too_large(pair.name, pair.size) from None
         y = ((luminance(rgb)[0, 0, :height, :width] + 1) / 2).cpu()
         _check_finite(pair.name, y)
-        y = _stretched(pair.name, y) if self.compat else y.clamp(0, 1)
-        transform = ValueTransform.STRETCHED if self.compat else ValueTransform.IDENTITY
+        y = _stretched(pair.name, y) if published else y.clamp(0, 1)
+        transform = ValueTransform.STRETCHED if published else ValueTransform.IDENTITY
         return TeacherPicture(np.asarray(y.numpy(), np.float32), (0, 0, height, width), transform)
 
     def estimate(self, size: tuple[int, int]) -> DdfmCost:
@@ -159,7 +183,7 @@ class DdfmTeacher:
 
     def _shown(self, name: str, size: tuple[int, int]) -> tuple[int, int]:
         """The size of the part of a picture that is fused."""
-        if not self.compat:
+        if self.form is not DdfmForm.PUBLISHED:
             return size
         step = self._network.size_step
         height, width = (side // step * step for side in size)
@@ -167,7 +191,7 @@ class DdfmTeacher:
             raise InputError(
                 f"{name}: {size[1]}×{size[0]} pixels",
                 rule=f"the published form crops to multiples of {step}, of which nothing is left",
-                remedy="leave the pair out, or use the corrected form",
+                remedy="leave the pair out, or use another form",
             )
         return height, width
 
@@ -181,7 +205,13 @@ class DdfmTeacher:
 
 @torch.inference_mode()
 def sample_fused(
-    network: NoisePredictor, ir: Tensor, vis: Tensor, *, steps: int = STEPS, seed: int = SEED, compat: bool = False
+    network: NoisePredictor,
+    ir: Tensor,
+    vis: Tensor,
+    *,
+    steps: int = STEPS,
+    seed: int = SEED,
+    form: DdfmForm = DdfmForm.CORRECTED,
 ) -> Tensor:
     """Sample pictures that explain both sources.
 
@@ -191,10 +221,10 @@ def sample_fused(
         vis: visible luminance, likewise.
         steps: of the sampler.
         seed: of the starting noise, which is the same for every picture of the batch.
-        compat: the published fusion step and its studio-range luminance; the rest is the caller's.
+        form: of the published differences, (a) and (f) are repeated here; the others are the caller's.
 
     Returns:
-        RGB ``[B, 3, H, W]``; its luminance is the fused one, in [−1, 1] (``compat``: beyond by a tenth).
+        RGB ``[B, 3, H, W]``; its luminance is the fused one, in [−1, 1] (published: beyond by a tenth).
     """
     noise = torch.randn(1, COLOURS, *ir.shape[-2:], generator=torch.Generator().manual_seed(seed))
     x = noise.to(ir).expand(len(ir), -1, -1, -1)
@@ -202,7 +232,7 @@ def sample_fused(
     for step in respaced(steps):
         root, noise_root = step.signal**0.5, (1 - step.signal) ** 0.5
         clean = ((x - noise_root * network(x, step.time)) / root).clamp(-1, 1)
-        clean, state = _with_fused_luminance(clean, ir, vis, state, compat)
+        clean, state = _with_fused_luminance(clean, ir, vis, state, form)
         remaining = (x - root * clean) / noise_root
         x = step.next_signal**0.5 * clean + (1 - step.next_signal) ** 0.5 * remaining
     return x
@@ -230,12 +260,12 @@ def respaced(steps: int) -> list[DiffusionStep]:
 
 
 def _with_fused_luminance(
-    clean: Tensor, ir: Tensor, vis: Tensor, state: EmState, compat: bool
+    clean: Tensor, ir: Tensor, vis: Tensor, state: EmState, form: DdfmForm
 ) -> tuple[Tensor, EmState]:
     """Replace Y and keep Cb and Cr, which is to add the change of Y to all three channels."""
-    offset, gain = (_STUDIO_OFFSET, _STUDIO_GAIN) if compat else (0.0, 1.0)
+    offset, gain = (_STUDIO_OFFSET, _STUDIO_GAIN) if form is DdfmForm.PUBLISHED else (0.0, 1.0)
     before = offset + gain * luminance(clean)
-    after, state = em_step(before, ir, vis, state, compat=compat)
+    after, state = em_step(before, ir, vis, state, mirrored=form is not DdfmForm.CORRECTED)
     return clean + (after - before) / gain, state
 
 

@@ -45,14 +45,17 @@ class EmState:
         return cls(columns=zeros, rows=zeros, tau_ir=ones, tau_vis=ones)
 
 
-def em_step(f: Tensor, ir: Tensor, vis: Tensor, state: EmState, *, compat: bool = False) -> tuple[Tensor, EmState]:
+def em_step(f: Tensor, ir: Tensor, vis: Tensor, state: EmState, *, mirrored: bool = False) -> tuple[Tensor, EmState]:
     """Draw the luminance ``f`` to the sources; all ``[B, 1, H, W]`` in [−1, 1], float32 or float64.
 
     Returns the fused luminance, at every pixel between the two sources (but for the total variation, which moves it
     by less than 1e-3), and the next state.
 
-    X is f − V, so that f is V + X. The published code returns I − X instead (``compat``): the same picture mirrored
+    X is f − V, so that f is V + X. The published code returns I − X instead (``mirrored``): the same picture mirrored
     between the sources, so that what was denoised to look like I becomes V and the other way round.
+
+    V + X draws every pixel on to the source that it is nearer to, and the scales do the same with the whole picture:
+    step after step one source wins, in practice I, because D is at most 2C. I − X draws back and keeps both.
     """
     y, x = ir - vis, f - vis
     to_ir = (2 / state.tau_ir).sqrt() / (y - x + _OFFSET).abs().clamp(min=_SMALLEST)  # C
@@ -64,7 +67,7 @@ def em_step(f: Tensor, ir: Tensor, vis: Tensor, state: EmState, *, compat: bool 
     smooth = _smooth(y - x, state.columns, state.rows)  # H
     columns, rows = (_SHRINKAGE * _differences(smooth, dim) for dim in (-1, -2))
     x = (2 * to_ir * y + RHO * (y - smooth)) / (2 * to_ir + 2 * to_vis + RHO)
-    return (ir - x if compat else vis + x), EmState(columns, rows, tau_ir, tau_vis)
+    return (ir - x if mirrored else vis + x), EmState(columns, rows, tau_ir, tau_vis)
 
 
 def _smooth(picture: Tensor, columns: Tensor, rows: Tensor) -> Tensor:

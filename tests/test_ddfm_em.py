@@ -17,7 +17,7 @@ TOTAL_VARIATION = 1e-3
 
 
 def reference_step(
-    f: Array, ir: Array, vis: Array, state: tuple[Array, Array, float, float], compat: bool
+    f: Array, ir: Array, vis: Array, state: tuple[Array, Array, float, float], mirrored: bool
 ) -> tuple[Array, tuple[Array, Array, float, float]]:
     """One step of one picture ``[H, W]``, pixel by pixel; H by solving its linear system."""
     f1, f2, tau_a, tau_b = state
@@ -47,7 +47,7 @@ def reference_step(
     f2[:-1] -= h[1:]
     shrink = RHO / (2 * LAMBDA + RHO)
     x = (2 * c * y + RHO * (y - h)) / (2 * c + 2 * d + RHO)
-    return (ir - x if compat else vis + x), (shrink * f1, shrink * f2, tau_a_next, tau_b_next)
+    return (ir - x if mirrored else vis + x), (shrink * f1, shrink * f2, tau_a_next, tau_b_next)
 
 
 def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -60,21 +60,21 @@ def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
     return [picture.to(dtype) for picture in (f, ir, vis)]
 
 
-@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", [(5, 7), (6, 4), (1, 5), (4, 1), (1, 1)])
-def test_a_chain_of_steps_equals_the_reference(size: tuple[int, int], dtype: torch.dtype, compat: bool) -> None:
+def test_a_chain_of_steps_equals_the_reference(size: tuple[int, int], dtype: torch.dtype, mirrored: bool) -> None:
     batch = 3
     f, ir, vis = pictures(batch, 1, *size, dtype=dtype)
     state = EmState.before_first_step(ir)
     slow = [(np.zeros(size), np.zeros(size), 1.0, 1.0)] * batch
     for step in range(6):
         f = pictures(batch, 1, *size, seed=step, dtype=dtype)[0]
-        fused, state = em_step(f, ir, vis, state, compat=compat)
+        fused, state = em_step(f, ir, vis, state, mirrored=mirrored)
         assert fused.dtype is dtype
         for n in range(batch):
             arrays = (picture[n, 0].double().numpy() for picture in (f, ir, vis))
-            expected, slow[n] = reference_step(*arrays, slow[n], compat)
+            expected, slow[n] = reference_step(*arrays, slow[n], mirrored)
             assert np.abs(fused[n, 0].numpy() - expected).max() < TOLERANCE[dtype]
             f1, f2, tau_a, tau_b = slow[n]
             assert state.tau_ir[n].item() == pytest.approx(tau_a, rel=10 * TOLERANCE[dtype])
@@ -93,8 +93,8 @@ def test_published_values() -> None:
             [[0.5, -0.4, 0.2], [-0.9, 0.3, -0.2]],
         )
     )
-    once, state = em_step(f, ir, vis, EmState.before_first_step(ir), compat=True)
-    twice, state = em_step(once, ir, vis, state, compat=True)
+    once, state = em_step(f, ir, vis, EmState.before_first_step(ir), mirrored=True)
+    twice, state = em_step(once, ir, vis, state, mirrored=True)
     one_step = [[0.3000049393, -0.4555665313, 0.2166642930], [-0.8000050196, 0.2999990000, -0.2000018783]]
     two_steps = [[-0.4998980286, -0.4391137509, 0.2308025982], [0.2998583752, 0.1666694662, -0.2000000000]]
     assert np.allclose(once[0, 0], one_step, rtol=0, atol=1e-9)
@@ -102,25 +102,25 @@ def test_published_values() -> None:
     assert (state.tau_ir.item(), state.tau_vis.item()) == pytest.approx((0.6081652682, 0.6298327510), abs=1e-9)
 
 
-@pytest.mark.parametrize("compat", [False, True])
-def test_the_result_lies_between_the_sources_whatever_was_denoised(compat: bool) -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_result_lies_between_the_sources_whatever_was_denoised(mirrored: bool) -> None:
     f, ir, vis = pictures(4, 1, 24, 31, dtype=torch.float32)
     low, high = torch.minimum(ir, vis), torch.maximum(ir, vis)
     state = EmState.before_first_step(ir)
     generator = torch.Generator().manual_seed(5)
     for _ in range(100):
-        fused, state = em_step(f, ir, vis, state, compat=compat)
+        fused, state = em_step(f, ir, vis, state, mirrored=mirrored)
         assert (low - fused).max() < TOTAL_VARIATION
         assert (fused - high).max() < TOTAL_VARIATION
         f = (fused + torch.randn(f.shape, generator=generator)).clamp(-1, 1)
 
 
-@pytest.mark.parametrize("compat", [False, True])
-def test_agreement_is_a_fixed_point(compat: bool) -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_agreement_is_a_fixed_point(mirrored: bool) -> None:
     picture = pictures(2, 1, 9, 8, dtype=torch.float32)[0]
     f, state = picture, EmState.before_first_step(picture)
     for _ in range(300):
-        f, state = em_step(f, picture, picture, state, compat=compat)
+        f, state = em_step(f, picture, picture, state, mirrored=mirrored)
     assert torch.allclose(f, picture, rtol=0, atol=1e-6)
 
 
@@ -128,13 +128,13 @@ def test_slip_a_the_published_step_mirrors_the_picture_between_the_sources() -> 
     """f = I gives I, published V. f = V stays nearer V; it comes a third nearer because D is at most 2C."""
     f, ir, vis = pictures(2, 1, 9, 8)
     start = EmState.before_first_step(ir)
-    corrected, published = (em_step(f, ir, vis, start, compat=compat)[0] for compat in (False, True))
+    corrected, published = (em_step(f, ir, vis, start, mirrored=mirrored)[0] for mirrored in (False, True))
     assert torch.allclose(published, ir + vis - corrected, rtol=0, atol=1e-12)
     for denoised, expected in ((ir, ir), (vis, vis + (ir - vis) / 3)):
         fused, _ = em_step(denoised, ir, vis, start)
-        mirrored, _ = em_step(denoised, ir, vis, start, compat=True)
+        reflected, _ = em_step(denoised, ir, vis, start, mirrored=True)
         assert torch.allclose(fused, expected, rtol=0, atol=TOTAL_VARIATION)
-        assert torch.allclose(mirrored, ir + vis - expected, rtol=0, atol=TOTAL_VARIATION)
+        assert torch.allclose(reflected, ir + vis - expected, rtol=0, atol=TOTAL_VARIATION)
 
 
 def test_infrared_denoised_is_infrared() -> None:
