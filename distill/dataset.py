@@ -10,6 +10,7 @@ seen, with any number of workers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,13 @@ MEMORY_BUDGET = 2 * 2**30
 """Bytes of decoded pictures that all loading processes together keep, so that small data sets are decoded once."""
 
 
+class _Decoded(NamedTuple):
+    """Pictures out of their files."""
+
+    pair: Pair
+    teacher: LoadedTeacher | None
+
+
 class TrainingPairs(Dataset[dict[str, Tensor]]):
     """Endless training samples of a list of pairs, addressed by their number in the run."""
 
@@ -48,7 +56,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         self._config, self._seed = config, seed
         self._masks, self._teacher = masks, teacher
         self._keys = [files.prior_keys() for files in self.pairs]
-        self._kept: dict[int, Pair] = {}
+        self._kept: dict[int, _Decoded] = {}
         self._kept_bytes = 0
 
     def described(self, folder: str) -> str:
@@ -64,10 +72,9 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         position = self.position(number)
-        pair = self._pair(position)
+        pair, teacher = self._decoded(position)
         generator = torch.Generator().manual_seed(_mix(self._seed, number, 2))
         key_ir, key_vis = self._keys[position]
-        teacher = None if self._teacher is None else self._teacher.get(pair_key(key_ir, key_vis))
         draw = self._draw(pair, teacher, generator)
         sample = {
             "ir": self._cut(pair.ir, draw),
@@ -91,17 +98,18 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         draw = draw_crop((height, width), self._config.crop, generator, flip=self._config.flip)
         return draw.shifted(top, left)
 
-    def _pair(self, position: int) -> Pair:
+    def _decoded(self, position: int) -> _Decoded:
         kept = self._kept.get(position)
         if kept is not None:
             return kept
         pair = read_pair(self.pairs[position])
+        teacher = None if self._teacher is None else self._teacher.get(pair_key(*self._keys[position]))
         worker = get_worker_info()
-        size = 4 * (pair.ir.numel() + pair.vis.numel())
+        size = 4 * (pair.ir.numel() + pair.vis.numel()) + (0 if teacher is None else teacher.y.nbytes)
         if self._kept_bytes + size <= MEMORY_BUDGET // (worker.num_workers if worker else 1):
-            self._kept[position] = pair
+            self._kept[position] = _Decoded(pair, teacher)
             self._kept_bytes += size
-        return pair
+        return _Decoded(pair, teacher)
 
     def _cut(self, picture: Tensor, draw: GeometricDraw) -> Tensor:
         return pad_to(draw.crop(picture), self._config.crop)
