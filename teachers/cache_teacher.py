@@ -244,7 +244,8 @@ class _Caching:
         if self.dry_run:
             tally = Tally()
             unfinished = list(unmade(work, jobs, store, tally))
-            seconds, size = _expected(work, unfinished, tally.failed, processes(work, len(unfinished), self.workers))
+            count = processes(work, len(unfinished), self.workers, self.engine)
+            seconds, size = _expected(work, unfinished, tally.failed, count)
             done, already, failed = len(unfinished), tally.already, tally.failed
             todo = [item.job.files.name for item in unfinished[:_NAMED]]
             _say_expected(work, unfinished, seconds, size)

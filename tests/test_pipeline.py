@@ -22,7 +22,7 @@ from duskfuse.data.errors import DuskfuseError, InputError
 from duskfuse.data.images import write_picture
 from duskfuse.data.priors import pipeline
 from duskfuse.data.priors.cache import PriorCache, PriorKind, PriorStore, TeacherImage
-from duskfuse.data.priors.pipeline import AHEAD, RETRIES, Work, processes, run
+from duskfuse.data.priors.pipeline import AHEAD, RETRIES, Engine, Work, processes, run
 
 WAIT_S = 20.0
 
@@ -202,6 +202,7 @@ def test_workers_must_suit_the_work(store: PriorStore):
     assert processes(Squares(), 3, None) == 1
     assert processes(Squares(), 3, 8) == 3
     assert processes(Squares(), 1000, None) == pipeline.cores()
+    assert processes(Watched(), 1000, 4, Engine.RAY) == 4
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_written(store: PriorStore, monkeypatch: pytest.MonkeyPatch):

@@ -198,7 +198,7 @@ def cache_masks(
     if dry_run:
         tally = Tally()
         todo = list(unmade(work, track(jobs, "hashing"), store, tally))
-        seconds, size = _expected(work, todo, tally.failed, processes(work, len(todo), workers))
+        seconds, size = _expected(work, todo, tally.failed, processes(work, len(todo), workers, engine))
         done, failed, names = len(todo), tally.failed, [work.name(item.job) for item in todo[:_NAMED]]
         already = tally.already
         _say_expected(work, todo, seconds, size)

@@ -261,6 +261,7 @@ def _outcomes(
     if engine is Engine.RAY:
         from duskfuse.data.priors.ray_engine import in_cluster
 
+        processes(work, 0, workers, engine)
         yield from in_cluster(work, todo, kind, workers)
         return
     first = list(islice(todo, max(WORTH_PROCESSES, workers or cores())))
@@ -271,14 +272,16 @@ def _outcomes(
         yield from _in_processes(work, chain(first, todo), kind, count)
 
 
-def processes(work: Work[Job, Any], jobs: int, workers: int | None) -> int:
-    """Processes in which `run` computes that many jobs on this machine; 1 means no other than this one.
+def processes(work: Work[Job, Any], jobs: int, workers: int | None, engine: Engine = Engine.LOCAL) -> int:
+    """Processes in which `run` computes that many jobs; 1 is this one, and of a cluster what is sure.
 
     Raises:
         InputError: ``workers`` is not positive, or more than the work allows.
     """
     if workers is not None and workers < 1:
         raise InputError(f"{workers} workers", rule="at least one process computes")
+    if engine is Engine.RAY:
+        return max(1, min(workers or 1, jobs))
     if work.holds_model:
         if workers not in (None, 1):
             raise InputError(
