@@ -55,7 +55,7 @@ def em_step(f: Tensor, ir: Tensor, vis: Tensor, state: EmState, *, mirrored: boo
     between the sources, so that what was denoised to look like I becomes V and the other way round.
 
     V + X draws every pixel on to the source that it is nearer to, and the scales do the same with the whole picture:
-    step after step one source wins, in practice I, because D is at most 2C. I − X draws back and keeps both.
+    step after step one source wins, mostly I, because D is at most 2C. I − X draws back and keeps both.
     """
     y, x = ir - vis, f - vis
     to_ir = (2 / state.tau_ir).sqrt() / (y - x + _OFFSET).abs().clamp(min=_SMALLEST)  # C
