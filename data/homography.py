@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from duskfuse.data.containers import Size
 from duskfuse.data.errors import InputError, unknown_key
+from duskfuse.data.progress import say
 from duskfuse.data.read_files import read_text
 
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
@@ -36,6 +37,7 @@ _LARGEST_FILE = 2**16
 _LARGEST_CONDITION = 1e6
 _KEYS = ("homography", "ir_size", "vis_size")
 _GRID = 65
+_NEARLY_ALL = 0.99
 _FADE = 0.025
 """Of the longer side: the distance at which e⁻¹ is left of the nearest infrared pixel."""
 
@@ -165,9 +167,12 @@ def load_homography(path: Path) -> Homography:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})", remedy=f"write {_example()}") from error
     try:
-        return homography_from(content)
+        homography = homography_from(content)
     except InputError as error:
         raise InputError(f"{path}: {error.seen}", rule=error.rule, remedy=error.remedy) from error
+    if homography.cover() < _NEARLY_ALL:
+        say(f"by {path} infrared covers {homography.cover():.0%} of the visible picture; beyond, its edge fades out")
+    return homography
 
 
 def homography_from(content: object) -> Homography:

@@ -177,7 +177,7 @@ def thermal_range_of(grey: NDArray[Any], percentiles: tuple[float, float] | None
     two percentiles coincide, the extremes; None for a constant picture.
     """
     if percentiles is None and grey.dtype == np.uint8:
-        return ThermalRange(0, 255)
+        return ThermalRange(0.0, 255.0)
     low, high = np.percentile(grey, percentiles or PERCENTILES)
     if not low < high:
         low, high = grey.min(), grey.max()

@@ -20,6 +20,7 @@ from duskfuse.data.priors.cache import PriorStore
 from duskfuse.data.priors.cache_masks import open_masks
 from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, track
+from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard, load_weights, read_card, save_weights
 from duskfuse.distill.context import Batch
 from duskfuse.distill.dataset import TrainingPairs, load_batches
@@ -80,15 +81,17 @@ def distill(
     encoder: EncoderName | None = None,
     encoder_weights: Path | None = None,
     split: str | None = None,
+    reading: Reading | Path | None = None,
 ) -> DistillReport:
     """Train by ``recipe`` on the pairs of ``data`` and write everything to ``out``.
 
     ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start
-    from; ``masks`` and ``teacher`` name which cached priors to use where there are several. Raises ``InputError`` for
-    input that cannot be used and ``TrainingError`` when a term stops being finite.
+    from; ``masks`` and ``teacher`` name which cached priors to use where there are several; ``reading`` is how the
+    infrared pictures are read, or a file that says it, by default the dataset's ``duskfuse.yaml``. Raises
+    ``InputError`` for input that cannot be used and ``TrainingError`` when a term stops being finite.
     """
     resolved = _with_encoder(load_recipe(recipe, changes), encoder, encoder_weights)
-    pairs = find_pairs(data, split=split)
+    pairs = find_pairs(data, split=split, reading=reading)
     dataset = _open_dataset(pairs, resolved, cache, masks, teacher)
     torch.manual_seed(resolved.seed)
     engine = _build_engine(resolved, init)

@@ -31,6 +31,7 @@ from duskfuse.data.images import grey_u8, picture_size, read_grey_u8, to_u8
 from duskfuse.data.layout import find_pairs, pictures_by_stem
 from duskfuse.data.pair_files import PairFiles, check_sizes, read_ir, read_vis
 from duskfuse.data.progress import track
+from duskfuse.data.reading import Reading
 from duskfuse.evaluate.evaluation_report import evaluation_page
 from duskfuse.evaluate.fusers import Fuser, open_fuser, size_text
 from duskfuse.evaluate.metrics import Grey, SourceStatistics, fusion_metrics
@@ -97,6 +98,7 @@ def evaluate(
     fused: Mapping[str, Path] | None = None,
     reference: str | None = None,
     out: Path,
+    reading: Reading | Path | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
     """Score fusion methods on all pairs of a folder; write ``per_image.csv``, ``metrics.json`` and ``report.html``.
@@ -110,6 +112,7 @@ def evaluate(
         fused: row name → folder of fused pictures, matched with the pairs by name or stem.
         reference: name of a row; every other row also gets its PSNR to that row, mean over the pairs in dB.
         out: folder to write to, made where missing.
+        reading: how the infrared pictures are read, or a file that says it; by default the dataset's ``duskfuse.yaml``.
         overwrite: replace the three files in a folder that is not empty.
 
     Raises:
@@ -117,7 +120,7 @@ def evaluate(
             rows have one name, the reference names no row, a model or picture cannot be read.
     """
     _check_out(out, overwrite)
-    pairs = find_pairs(data)
+    pairs = find_pairs(data, reading=reading)
     for pair in pairs:
         check_sizes(pair)
     methods = [*_models(model), *_folders(fused or {}, pairs), *_trivial()]

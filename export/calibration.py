@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles, read_pair
 from duskfuse.data.progress import track
+from duskfuse.data.reading import Reading
 from duskfuse.export.runtime.fuser import luminance
 
 T = TypeVar("T")
@@ -41,11 +42,16 @@ class Planes:
     vis_y: NDArray[np.float32]
 
 
-def calibration_pairs(data: Path | None, size: tuple[int, int] | None, most: int = MOST_PAIRS) -> list[Planes]:
+def calibration_pairs(
+    data: Path | None,
+    size: tuple[int, int] | None,
+    most: int = MOST_PAIRS,
+    reading: Reading | Path | None = None,
+) -> list[Planes]:
     """Prepare up to ``most`` pairs from a data folder, or from synthetic scenes where ``data`` is None.
 
-    ``size`` is the (height, width) of a fixed-size file, None for a file that takes any size. Raises InputError for an
-    unusable folder or pair.
+    ``size`` is the (height, width) of a fixed-size file, None for a file that takes any size; ``reading`` is how the
+    infrared pictures of the folder are read. Raises InputError for an unusable folder or pair.
     """
     height, width = size or LARGEST_CROP
     count = min(most, max(FEWEST_PAIRS, PIXEL_BUDGET // (height * width)))
@@ -53,7 +59,7 @@ def calibration_pairs(data: Path | None, size: tuple[int, int] | None, most: int
         return [
             _synthetic(_SYNTHETIC_SEED + index, (height, width)) for index in track(range(count), "Rendering scenes")
         ]
-    chosen = evenly(find_pairs(data), count)
+    chosen = evenly(find_pairs(data, reading=reading), count)
     return [fitted(_read(files), size) for files in track(chosen, "Reading calibration pairs")]
 
 

@@ -23,6 +23,7 @@ from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError, VerificationError
 from duskfuse.data.images import SMALLEST_SIDE, file_sha256
 from duskfuse.data.progress import say
+from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard
 from duskfuse.evaluate.fusers import size_text
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
@@ -110,6 +111,7 @@ def export(
     precision: Sequence[str] = tuple(Precision),
     size: Sequence[str] = (),
     calibration: Path | None = None,
+    reading: Reading | Path | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a student as verified ONNX files with their provenance.
@@ -120,6 +122,7 @@ def export(
         precision: any of fp32, fp16, int8.
         size: ``WIDTHxHEIGHT`` of the pictures, one file each; none gives files that take any size.
         calibration: data folder of pairs to calibrate and verify with; synthetic scenes where not given.
+        reading: how its infrared pictures are read, or a file that says it; by default its ``duskfuse.yaml``.
         overwrite: replace the files of an earlier export.
 
     Raises:
@@ -129,6 +132,8 @@ def export(
     precisions = _precisions(precision)
     sizes: list[Size | None] = [parse_size(text) for text in dict.fromkeys(size)] or [None]
     _refuse_non_empty(out, overwrite=overwrite)
+    if reading is not None and calibration is None:
+        raise InputError("a reading without --calibration", rule="it says how the calibration pairs are read")
     student, card = load_student(model)
     source = _source_file(model)
     origin = f"pairs of {calibration}" if calibration else "synthetic scenes"
@@ -139,7 +144,7 @@ def export(
     report = ExportReport(str(out), source.stem, file_sha256(source), origin, asdict(card))
     most = MOST_PAIRS if Precision.INT8 in precisions else PICTURES
     for fixed in sizes:
-        _export_size(student, card, report, precisions, fixed, calibration_pairs(calibration, fixed, most))
+        _export_size(student, card, report, precisions, fixed, calibration_pairs(calibration, fixed, most, reading))
     _write_json(out / VERIFICATION_FILE, {entry.file: asdict(entry.verification) for entry in report.files})
     _write_json(out / BUNDLE_FILE, {"format": BUNDLE_FORMAT, **report.to_json()})
     return report

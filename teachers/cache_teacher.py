@@ -35,6 +35,7 @@ from duskfuse.data.priors.cache import (
 from duskfuse.data.priors.pipeline import Engine, Tally, Todo, Work, processes, run, unmade
 from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, track
+from duskfuse.data.reading import Reading
 from duskfuse.teachers.agreement import SAME_SHADE, measure
 from duskfuse.teachers.combine_teachers import Combination, CombinedTeacher, QualityScore
 from duskfuse.teachers.ddfm import DdfmTeacher
@@ -174,6 +175,7 @@ def cache_teacher(
     strict: bool = False,
     engine: Engine = Engine.LOCAL,
     workers: int | None = None,
+    reading: Reading | Path | None = None,
     dry_run: bool = False,
 ) -> TeacherCacheReport:
     """Keep one teacher picture per pair of a dataset.
@@ -192,6 +194,7 @@ def cache_teacher(
         strict: a pair of which a folder has no picture is an error, before anything is done.
         engine: where networks compute.
         workers: processes that compute, see :func:`duskfuse.data.priors.pipeline.run`.
+        reading: how the infrared pictures are read, or a file that says it; by default the dataset's ``duskfuse.yaml``.
         dry_run: measure a few pairs and report the expected work, writing nothing.
 
     Raises:
@@ -199,7 +202,7 @@ def cache_teacher(
     """
     names = [teacher] if isinstance(teacher, str | Path) else list(teacher)
     _check_combination(names, combine)
-    found = find_pairs(data, split=split)
+    found = find_pairs(data, split=split, reading=reading)
     pairs = _spread(found, limit)
     jobs, unreadable = _jobs(pairs)
     caching = _Caching(PriorCache(cache), jobs, strict, engine, workers, dry_run)

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from duskfuse.cli import app
 from duskfuse.data import colour
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import read_infrared, read_picture, read_visible
+from duskfuse.data.homography import homography_from
+from duskfuse.data.images import ThermalRange, read_infrared, read_picture, read_visible
+from duskfuse.data.progress import set_quiet
 from duskfuse.data.reading import Reading
 from duskfuse.export.fuse import fuse
 from duskfuse.students.unet import UNetStudent
@@ -108,3 +114,98 @@ def test_wrong_use(checkpoint: Path, folders: tuple[Path, Path], tmp_path: Path)
     with pytest.raises(InputError, match="is a file"):
         fuse(ir, vis, tmp_path / "o.png", model=checkpoint)
     assert (tmp_path / "o.png").read_bytes() == b"mine"
+
+
+def deepened(folders: tuple[Path, Path], folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """The infrared folder with other pictures of the same names."""
+    folder.mkdir()
+    for path in sorted(folders[0].iterdir()):
+        cv2.imwrite(str(folder / path.name), change(read_picture(path)))
+    return folder
+
+
+def pictures(folder: Path) -> list[np.ndarray]:
+    return [read_picture(path) for path in sorted(folder.iterdir())]
+
+
+def test_thermal_variants_fuse_like_the_original(
+    checkpoint: Path, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """14-bit counts, black-hot, and a shifted infrared camera, each read as it is, give the picture of the original."""
+    fuse(*folders, tmp_path / "plain", model=checkpoint)
+    shift = homography_from(
+        {"homography": [[1, 0, -4], [0, 1, -3], [0, 0, 1]], "ir_size": [30, 26], "vis_size": [22, 18]}
+    )
+    variants = {
+        "deep": (lambda grey: grey.astype(np.uint16) * 60 + 1000, Reading(ThermalRange(1000, 16300))),
+        "black": (lambda grey: 255 - grey, Reading(black_hot=True)),
+        "shifted": (lambda grey: np.pad(grey, ((3, 5), (4, 4))), Reading(homography=shift)),
+    }
+    for name, (change, reading) in variants.items():
+        ir = deepened(folders, tmp_path / f"{name}_ir", change)
+        report = fuse(ir, folders[1], tmp_path / name, model=checkpoint, reading=reading)
+        for one, other in zip(pictures(tmp_path / "plain"), pictures(tmp_path / name), strict=True):
+            assert np.abs(one.astype(int) - other).max() <= 1, name
+        assert report.thermal_range == ((1000, 16300) if name == "deep" else (0, 255))
+    assert "flicker" not in capsys.readouterr().err
+
+
+def test_pictures_scaled_by_themselves_are_said_once_with_a_range_for_all(
+    checkpoint: Path, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ir = deepened(folders, tmp_path / "deep", lambda grey: grey.astype(np.uint16) * 60 + int(grey[0, 0]))
+    report = fuse(ir, folders[1], tmp_path / "out", model=checkpoint, reading=Reading(percentiles=(0, 100)))
+    stored = np.stack(pictures(ir))
+    assert report.thermal_range == (stored.min(), stored.max())
+    said = capsys.readouterr().err
+    assert said.count("flicker") == 1
+    assert f"--thermal-range {stored.min()}:{stored.max()} scales all of these alike" in said
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["fuse", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    set_quiet(False)
+    return result.exit_code, result.output
+
+
+def test_options_go_before_the_reading_file(checkpoint: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    ir = deepened(folders, tmp_path / "deep", lambda grey: (255 - grey).astype(np.uint16) * 60 - 4000)
+    (tmp_path / "rig.yaml").write_text("percentiles: [0, 50]\nblack_hot: true\n")
+    base = ("--ir", ir / "a.png", "--vis", folders[1] / "a.bmp", "--model", checkpoint, "--overwrite", "--json")
+    want = fuse(
+        ir / "a.png",
+        folders[1] / "a.bmp",
+        tmp_path / "want.png",
+        model=checkpoint,
+        reading=Reading(ThermalRange(-50, 9000), black_hot=True),
+    )
+    out = tmp_path / "out.png"
+    for options in (
+        ("--thermal-range", "-50:9000", "--black-hot"),
+        ("--reading", tmp_path / "rig.yaml", "--thermal-range", "-50:9000"),
+    ):
+        code, printed = command(*base, "--out", out, *options)
+        assert code == 0, printed
+        assert json.loads(printed)["thermal_range"] == list(want.thermal_range or ())
+        assert np.array_equal(read_picture(out), read_picture(tmp_path / "want.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--thermal-range", "27000"), "two numbers, written LOW:HIGH"),
+        (("--thermal-range", ""), "two numbers, written LOW:HIGH"),
+        (("--thermal-range", "9:3"), "low must be below high"),
+        (("--percentiles", "1:101"), "two numbers from 0 to 100"),
+        (("--percentiles", "1:99", "--thermal-range", "1:9"), "give one of them"),
+        (("--homography", "rig.json"), "rig.json: no such file"),
+        (("--homography", "rig.json", "--resize-ir"), "no such file"),
+        (("--reading", "rig.yaml"), "rig.yaml: no such file"),
+    ],
+)
+def test_wrong_readings(folders: tuple[Path, Path], tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    code, printed = command("--ir", folders[0], "--vis", folders[1], "--out", tmp_path / "out", *options)
+    assert code == 2
+    assert said in printed
+    assert not (tmp_path / "out").exists()

@@ -18,8 +18,14 @@ from duskfuse.data import progress
 from duskfuse.data.errors import InputError
 from duskfuse.data.homography import Homography, homography_from, load_homography
 from duskfuse.data.images import ThermalRange, read_infrared, read_picture, to_u8, write_picture
+from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles, SourcePicture, read_ir, read_pair
+from duskfuse.data.priors.cache_masks import cache_masks, open_masks
+from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.reading import AS_STORED, READING_FILE, Reading, load_reading, reading_of
+from duskfuse.evaluate.evaluate import evaluate
+from duskfuse.export.calibration import calibration_pairs
+from duskfuse.teachers.cache_teacher import cache_teacher
 
 SIZE = (48, 64)
 
@@ -391,3 +397,71 @@ def test_reading_files_are_yaml_that_others_can_read(tmp_path: Path):
     reading = Reading(ThermalRange(1, 2.5), black_hot=True)
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(reading.to_json()))
     assert load_reading(tmp_path / "r.yaml") == reading
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Two 16-bit pairs of scenes, as counts."""
+    from duskfuse.data.scenes import render_scene
+
+    for seed in (4, 5):
+        scene = render_scene(seed, size=(64, 80))
+        for side in ("ir", "vis"):
+            (tmp_path / "set" / side).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "set" / "ir" / f"{seed}.png"), scene.ir.astype(np.uint16) * 20 + 27000)
+        write_picture(tmp_path / "set" / "vis" / f"{seed}.png", scene.vis)
+    return tmp_path / "set"
+
+
+def test_a_dataset_is_read_as_its_file_says(dataset: Path, capsys: pytest.CaptureFixture[str]):
+    assert [pair.reading for pair in find_pairs(dataset)] == [AS_STORED] * 2
+    (dataset / READING_FILE).write_text("thermal_range: [27000, 32100]\nblack_hot: true\n")
+    said = Reading(ThermalRange(27000, 32100), black_hot=True)
+    pairs = find_pairs(dataset)
+    assert [pair.reading for pair in pairs] == [said] * 2
+    assert f"infrared is read as {dataset / READING_FILE} says" in capsys.readouterr().err
+    stored = read_picture(pairs[0].ir.path)
+    assert np.array_equal(to_u8(read_pair(pairs[0]).ir[0].numpy()), 255 - (stored.astype(int) - 27000) // 20)
+    other = dataset.parent / "other.yaml"
+    other.write_text("percentiles: [1, 99]\n")
+    assert find_pairs(dataset, reading=other)[0].reading == Reading(percentiles=(1, 99))
+    assert find_pairs(dataset, reading=AS_STORED)[0].reading == AS_STORED
+    (dataset / READING_FILE).write_text("thermal: 1\n")
+    with pytest.raises(InputError, match="did you mean thermal_range"):
+        find_pairs(dataset)
+
+
+def test_priors_of_two_readings_never_mix(dataset: Path, tmp_path: Path):
+    """Masks and teacher pictures of one reading are not found by another; going back finds them again."""
+    cache, rig = tmp_path / "cache", tmp_path / "rig.yaml"
+    rig.write_text("black_hot: true\n")
+    assert cache_masks(dataset, source=MaskSourceName.REGIONS, cache=cache).done == 4
+    keys = {key for pair in find_pairs(dataset, reading=rig) for key in pair.prior_keys()}
+    with pytest.raises(InputError, match="2 of 4 pictures have no cached masks"):
+        open_masks(cache, keys, None)
+    inverted = cache_masks(dataset, source=MaskSourceName.REGIONS, cache=cache, reading=rig)
+    assert (inverted.done, inverted.already) == (2, 2)  # the visible pictures are the same
+    assert open_masks(cache, keys, None)
+    assert cache_masks(dataset, source=MaskSourceName.REGIONS, cache=cache).done == 0
+    fused = tmp_path / "fused"
+    for pair in find_pairs(dataset):
+        write_picture(fused / f"{pair.name}.png", read_picture(pair.vis.path))
+    reports = [
+        cache_teacher(dataset, teacher=fused, cache=cache, reading=reading) for reading in (None, rig, None, rig)
+    ]
+    assert [report.done for report in reports] == [2, 2, 0, 0]
+
+
+def test_evaluation_and_calibration_read_as_told(dataset: Path, tmp_path: Path):
+    rig = tmp_path / "rig.yaml"
+    rig.write_text("thermal_range: [27000, 32100]\nblack_hot: true\n")
+    average = [
+        {row.name: row.scores for row in evaluate(dataset, out=tmp_path / name, reading=reading).rows}["infrared only"]
+        for name, reading in (("plain", None), ("rig", rig))
+    ]
+    stored = [read_picture(pair.ir.path) for pair in find_pairs(dataset)]
+    inverted = [(255 - (picture.astype(int) - 27000) // 20).astype(np.uint8) for picture in stored]
+    assert [scores["SD"] for scores in average[1].values()] == pytest.approx([p.std() for p in inverted], rel=1e-5)
+    assert average[0] != average[1]
+    planes = calibration_pairs(dataset, None, reading=rig)
+    assert all(np.array_equal(to_u8(got.ir), want) for got, want in zip(planes, inverted, strict=True))

@@ -28,6 +28,7 @@ from duskfuse.data.progress import say, track
 
 if TYPE_CHECKING:
     from duskfuse.data.pair_files import PairFiles
+    from duskfuse.data.reading import Reading
 
 _WITHOUT_MODEL = {"regions", "labels", "random-crops"}
 """Sources that compute without a network."""
@@ -169,6 +170,7 @@ def cache_masks(
     cache: Path | None = None,
     engine: Engine = Engine.LOCAL,
     workers: int | None = None,
+    reading: Reading | Path | None = None,
     dry_run: bool = False,
 ) -> MaskCacheReport:
     """Make and keep the masks of all pictures of a dataset that have none yet.
@@ -181,6 +183,7 @@ def cache_masks(
         cache: root folder of the cache, ``$DUSKFUSE_HOME/cache`` by default.
         engine: where the masks are computed.
         workers: processes that compute, see :func:`duskfuse.data.priors.pipeline.run`.
+        reading: how the infrared pictures are read, or a file that says it; by default the dataset's ``duskfuse.yaml``.
         dry_run: measure a few pictures and report the expected work, writing nothing.
 
     Raises:
@@ -189,7 +192,7 @@ def cache_masks(
     from duskfuse.data.layout import find_pairs
 
     started = time.monotonic()
-    pairs = find_pairs(data)
+    pairs = find_pairs(data, reading=reading)
     work = MaskWork(partial(open_mask_source, *_choose(source, checkpoint), preset))
     store = PriorCache(cache).store(PriorKind.MASKS, work.source, work.settings)
     unlabelled = _without_label(data, pairs) if work.source == MaskSourceName.LABELS else []

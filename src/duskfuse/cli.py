@@ -45,6 +45,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
 EngineName = Annotated[str, typer.Option("--engine", help="Where to compute: local, or ray (a cluster).")]
 Workers = Annotated[int | None, typer.Option(help="Processes that compute; default: one per core.", show_default=False)]
+ReadingFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--reading", help="YAML: how infrared pictures are read; default: duskfuse.yaml in DATA.", show_default=False
+    ),
+]
 Masks = Annotated[
     str | None, typer.Option(help="Which cached masks to use: sam, regions or labels.", show_default=False)
 ]
@@ -85,6 +91,7 @@ def cache_masks_command(
     cache: Cache = None,
     engine: EngineName = "local",
     workers: Workers = None,
+    reading: ReadingFile = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -102,6 +109,7 @@ def cache_masks_command(
             cache=cache,
             engine=_choice(Engine, engine, "--engine"),
             workers=workers,
+            reading=reading,
             dry_run=dry_run,
         )
         _show(report.to_json(), as_json)
@@ -131,6 +139,7 @@ def cache_teacher_command(
     strict: Annotated[bool, typer.Option("--strict", help="A pair without a ready picture is an error.")] = False,
     engine: EngineName = "local",
     workers: Workers = None,
+    reading: ReadingFile = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -156,6 +165,7 @@ def cache_teacher_command(
             strict=strict,
             engine=_choice(Engine, engine, "--engine"),
             workers=workers,
+            reading=reading,
             dry_run=dry_run,
         )
         _show(report.to_json(), as_json)
@@ -181,6 +191,7 @@ def distill_command(
     encoder: Annotated[str | None, typer.Option(help="sam, squeezenet or filters.", show_default=False)] = None,
     encoder_weights: Annotated[Path | None, typer.Option(help="Weights of the encoder.", show_default=False)] = None,
     split: Split = None,
+    reading: ReadingFile = None,
     as_json: Json = False,
 ) -> None:
     """Train main network and student by a recipe."""
@@ -204,6 +215,7 @@ def distill_command(
             encoder=None if encoder is None else _choice(EncoderName, encoder, "--encoder"),
             encoder_weights=encoder_weights,
             split=split,
+            reading=reading,
         )
         _show({**report.to_json(), "page": str(write_run_page(out))}, as_json)
 
@@ -219,6 +231,7 @@ def evaluate_command(
         list[str] | None, typer.Option(help="NAME=FOLDER of fused pictures; repeatable.", show_default=False)
     ] = None,
     reference: Annotated[str | None, typer.Option(help="Row to give PSNR against.", show_default=False)] = None,
+    reading: ReadingFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -233,6 +246,7 @@ def evaluate_command(
             fused=_named_folders(fused or []),
             reference=reference,
             out=out,
+            reading=reading,
             overwrite=overwrite,
         )
         _show(evaluation.to_json(), as_json, [terminal_table(evaluation)])
@@ -286,6 +300,10 @@ def export_command(
         Path | None,
         typer.Option(help="Pairs to calibrate and verify on; default: built-in scenes.", show_default=False),
     ] = None,
+    reading: Annotated[
+        Path | None,
+        typer.Option(help="YAML: how their infrared is read; default: their duskfuse.yaml.", show_default=False),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -296,7 +314,13 @@ def export_command(
 
         precisions = [_choice(Precision, text.strip(), "--precision") for text in precision.split(",")]
         report = export(
-            model, out=out, precision=precisions, size=size or (), calibration=calibration, overwrite=overwrite
+            model,
+            out=out,
+            precision=precisions,
+            size=size or (),
+            calibration=calibration,
+            reading=reading,
+            overwrite=overwrite,
         )
         _show(report.to_json(), as_json, [report.table()])
 
