@@ -361,6 +361,16 @@ def test_tno_as_distributed(mini: Mini, said: Said):
     assert [files.name for files in one] == ["bunker"]
 
 
+def test_tno_in_one_folder(mini: Mini):
+    tno = mini(DatasetKind.TNO, "TNO")
+    for number in (1, 2, 21):
+        tno.add(str(number), f"IR{number}.png", f"VIS{number}.png")
+    tno.check(find_pairs(tno.root))
+    (tno.root / "VIS2.png").unlink()
+    with pytest.raises(InputError, match=r"1 infrared pictures without visible partner: 2;.*this looks like TNO"):
+        find_pairs(tno.root)
+
+
 def test_llvip(mini: Mini, said: Said):
     llvip = mini(DatasetKind.LLVIP, "unpacked")
     for split, stem in (("train", "010001"), ("train", "020002"), ("test", "190001")):
@@ -605,6 +615,14 @@ def test_a_folder_of_ones_own_stays_quiet_and_may_have_lists(tmp_path: Path, sai
     assert [files.name for files in find_pairs(tmp_path / "own", split="val")] == ["a", "c"]
     assert len(find_pairs(tmp_path / "own")) == 3
     assert said() == ""
+
+
+def test_datasets_deep_in_a_folder(mini: Mini, said: Said):
+    m3fd = mini(DatasetKind.M3FD, "downloads/ivif/M3FD_Detection")
+    m3fd.add("00000", "Ir/00000.png", "Vis/00000.png")
+    m3fd.check(find_pairs(m3fd.root.parent.parent))
+    assert said() == "M3FD (Ir/, Vis/): 1 pair\n"
+    assert recognise(m3fd.root.parent.parent) is DatasetKind.M3FD
 
 
 def test_said_once(mfnet: Miniature, said: Said):

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from os.path import splitext
 from pathlib import Path
 from typing import NamedTuple
 
 from duskfuse.data.datasets.folder_rules import DatasetKind, FolderRules, Side, rules_of
-from duskfuse.data.datasets.scenes import scene_sides
+from duskfuse.data.datasets.scenes import scene_pictures
 from duskfuse.data.datasets.tree import Folder, Parts, Tree
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import PICTURE_SUFFIXES
@@ -132,18 +133,18 @@ def _sources(folder: Folder, rules: FolderRules) -> Iterator[Source]:
         return
     title = folder.parts[way]
     for name in folder.names:
-        path, stem = folder.path / name, rules.stem(Path(name).stem)
-        for side, picture in _held(rules.side_of[title.lower()], path, rules):
+        stored, suffix = splitext(name)
+        stem = rules.stem(stored)
+        for side, picture in _held(rules.side_of[title.lower()], folder.path / name, suffix.lower(), rules):
             place = Place(0, rules.rank(side, title), folder.path)
             if picture.frame is not None:
-                yield Source(side, (*group, path.stem), place, f"{picture.frame + 1:06d}", picture)
+                yield Source(side, (*group, stored), place, f"{picture.frame + 1:06d}", picture)
             elif not rules.skips(stem):
                 yield Source(side, group, place, stem, picture)
 
 
-def _held(side: Side, path: Path, rules: FolderRules) -> Iterator[tuple[Side, SourcePicture]]:
+def _held(side: Side, path: Path, suffix: str, rules: FolderRules) -> Iterator[tuple[Side, SourcePicture]]:
     """What a file in a folder of ``side`` is."""
-    suffix = path.suffix.lower()
     if suffix in PICTURE_SUFFIXES:
         if side is Side.RGBT:
             yield Side.IR, SourcePicture(path, Part.FOURTH)
@@ -161,14 +162,17 @@ def _held(side: Side, path: Path, rules: FolderRules) -> Iterator[tuple[Side, So
 def _told_by_name(folder: Folder, rules: FolderRules, group: Parts) -> Iterator[Source]:
     """The pictures of a folder that holds both modalities."""
     for name in folder.names:
-        path = folder.path / name
+        stored, suffix = splitext(name)
         for side, ending in rules.endings.items():
-            if path.suffix.lower() in PICTURE_SUFFIXES and path.stem.endswith(ending):
-                yield Source(side, group, Place(0, 0, folder.path), rules.stem(path.stem), SourcePicture(path))
-    if rules.scenes:
-        place = Place(0, 0, folder.path.parent)
-        for name, side in scene_sides(folder.names).items():
-            yield Source(side, group[:-1], place, folder.path.name, SourcePicture(folder.path / name))
+            if stored.endswith(ending) and suffix.lower() in PICTURE_SUFFIXES:
+                place, picture = Place(0, 0, folder.path), SourcePicture(folder.path / name)
+                yield Source(side, group, place, rules.stem(stored), picture)
+    for name, side, scene in scene_pictures(folder.names) if rules.scenes else ():
+        picture = SourcePicture(folder.path / name)
+        if scene:
+            yield Source(side, group, Place(0, 0, folder.path), scene, picture)
+        else:
+            yield Source(side, group[:-1], Place(0, 0, folder.path.parent), folder.path.name, picture)
 
 
 def _share_annotations(group: Group, groups: Iterable[Group]) -> None:

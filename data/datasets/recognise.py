@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from os.path import splitext
 from pathlib import Path
 
 from duskfuse.data.datasets.folder_rules import FLIR_ENDINGS, GENERIC, SPLITS, DatasetKind, Side
@@ -28,15 +29,13 @@ def recognise(data: Path) -> DatasetKind | None:
 
 
 def datasets_in(tree: Tree) -> list[tuple[Tree, DatasetKind | None]]:
-    """The tree and its dataset; or, where it is a folder of several datasets, each of its subfolders with its own."""
-    own = _kind(tree)
-    if any(name.lower() in GENERIC.side_of for name in tree.children):
+    """The tree and its dataset; or, where it is a folder of several datasets, each subfolder with its own."""
+    own, below = _kind(tree), tree.subtrees()
+    if any(child.root.name.lower() in GENERIC.side_of for child in below):
         return [(tree, own)]
-    below = [(child, _kind(child)) for child in map(tree.below, tree.children)]
-    kinds = {kind for _, kind in below if kind}
-    if len(kinds) > 1 or (kinds and own is None):
-        return below
-    return [(tree, own)]
+    found = [dataset for child in below for dataset in datasets_in(child)]
+    kinds = {kind for _, kind in found if kind}
+    return found if len(kinds) > 1 or (kinds and own is None) else [(tree, own)]
 
 
 def _kind(tree: Tree) -> DatasetKind | None:
@@ -45,7 +44,7 @@ def _kind(tree: Tree) -> DatasetKind | None:
 
 def _signs(tree: Tree) -> Iterator[tuple[DatasetKind, bool]]:
     """Kinds in the order in which they are tried, and whether the tree is one."""
-    names = set().union(*tree.siblings.values()) | {tree.root.name.lower()}
+    names = set().union(*tree.siblings.values()) | {tree.way[-1].lower()}
 
     def side_by_side(*wanted: str) -> bool:
         return any(set(wanted) <= held for held in tree.siblings.values())
@@ -57,7 +56,7 @@ def _signs(tree: Tree) -> Iterator[tuple[DatasetKind, bool]]:
     yield DatasetKind.FLIR, _has_stem(tree, rf"{FLIR_ENDINGS[Side.IR]}$") or _called(tree, "flir")
     yield DatasetKind.KAIST, side_by_side("lwir", "visible") or _called(tree, "kaist")
     yield DatasetKind.VT5000, side_by_side("rgb", "t", "gt") or _called(tree, r"vt(?:5000|1000|821)")
-    above = {part.lower() for part in tree.root.resolve().parts}
+    above = {part.lower() for part in tree.way}
     yield DatasetKind.TNO, bool((names | above) & _TNO_CAMERAS) or _called(tree, "tno")
     yield DatasetKind.M3FD, _called(tree, "m3fd") or side_by_side("ir", "vi", "labels", "meta")
     yield DatasetKind.M3FD, side_by_side("ir", "annotation") or side_by_side("vis", "annotation")
@@ -74,36 +73,35 @@ def _signs(tree: Tree) -> Iterator[tuple[DatasetKind, bool]]:
 
 def _called(tree: Tree, name: str) -> bool:
     """Whether the folder, or where it is one split of a dataset the folder above it, has ``name`` for a word."""
-    root = tree.root.resolve()
-    titles = [root.name, *([root.parent.name] if root.name.lower() in SPLITS | {"detection"} else [])]
+    titles = tree.way[-2:] if tree.way[-1].lower() in SPLITS | {"detection"} else tree.way[-1:]
     return any(re.search(rf"(?<![a-z0-9]){name}(?![a-z])", title.lower()) for title in titles)
 
 
 def _has_stem(tree: Tree, pattern: str) -> bool:
     """Whether the first picture of a folder, or the last, has a stem like that."""
-    for folder in tree.folders:
-        pictures = _pictures(folder)
-        if any(re.search(pattern, Path(name).stem) for name in (*pictures[:1], *pictures[-1:])):
-            return True
-    return False
+    ends = (next(_pictures(names), "") for folder in tree.folders for names in (folder.names, folder.names[::-1]))
+    return any(re.search(pattern, splitext(name)[0]) for name in ends)
 
 
 def _is_rgbt(folder: Folder) -> bool:
     """Whether a folder holds MFNet's pictures: their names, and four channels in the first."""
-    first = next((name for name in _pictures(folder) if _MFNET_STEM.fullmatch(Path(name).stem)), None)
+    first = next((name for name in _pictures(folder.names) if _MFNET_STEM.fullmatch(splitext(name)[0])), None)
     if first is None or not first.lower().endswith(".png"):
         return False
-    with (folder.path / first).open("rb") as stream:
-        return stream.read(_PNG_COLOUR_TYPE + 1)[_PNG_COLOUR_TYPE:] == bytes([_RGBA])
+    try:
+        with (folder.path / first).open("rb") as stream:
+            return stream.read(_PNG_COLOUR_TYPE + 1)[_PNG_COLOUR_TYPE:] == bytes([_RGBA])
+    except OSError:
+        return False
 
 
 def _first_size(tree: Tree) -> tuple[int, int] | None:
-    path = next((folder.path / name for folder in tree.folders for name in _pictures(folder)), None)
+    path = next((folder.path / name for folder in tree.folders for name in _pictures(folder.names)), None)
     try:
         return picture_size(path) if path else None
     except InputError:
         return None  # reading the pair says what is wrong with it
 
 
-def _pictures(folder: Folder) -> list[str]:
-    return [name for name in folder.names if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+def _pictures(names: Iterable[str]) -> Iterator[str]:
+    return (name for name in names if splitext(name)[1].lower() in PICTURE_SUFFIXES)

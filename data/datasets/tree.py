@@ -32,6 +32,8 @@ class Tree:
     """The folders below a root, hidden ones and those of fused pictures apart."""
 
     root: Path
+    way: Parts
+    """The names of all folders that lead to the root, the root itself last."""
     folders: tuple[Folder, ...]
 
     @classmethod
@@ -44,17 +46,15 @@ class Tree:
         if not root.is_dir():
             seen = "is not a folder" if root.exists() else "no such folder"
             raise InputError(f"{root}: {seen}", rule="a dataset is a folder", remedy="check the path")
-        return cls(root, tuple(_walk(root)))
+        return cls(root, root.resolve().parts, tuple(_walk(root)))
 
-    def below(self, name: str) -> Tree:
-        """The part of this tree in the subfolder ``name``."""
-        folders = (folder for folder in self.folders if folder.parts[:1] == (name,))
-        return Tree(self.root / name, tuple(folder._replace(parts=folder.parts[1:]) for folder in folders))
-
-    @property
-    def children(self) -> list[str]:
-        """The names of the folders directly below the root, sorted."""
-        return [folder.parts[0] for folder in self.folders if len(folder.parts) == 1]
+    def subtrees(self) -> list[Tree]:
+        """The tree of every folder directly below the root, in the order of their names."""
+        folders: dict[str, list[Folder]] = {}
+        for folder in self.folders:
+            if folder.parts:
+                folders.setdefault(folder.parts[0], []).append(folder._replace(parts=folder.parts[1:]))
+        return [Tree(self.root / name, (*self.way, name), tuple(below)) for name, below in sorted(folders.items())]
 
     @cached_property
     def siblings(self) -> dict[Parts, set[str]]:
