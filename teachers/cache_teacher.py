@@ -200,7 +200,7 @@ def cache_teacher(
     Raises:
         InputError: no pairs, no usable teacher; or pairs without a picture, after all others are done.
     """
-    names = [teacher] if isinstance(teacher, str | Path) else list(teacher)
+    names = list(dict.fromkeys([teacher] if isinstance(teacher, str | Path) else teacher))
     _check_combination(names, combine)
     found = find_pairs(data, split=split, reading=reading)
     pairs = _spread(found, limit)
@@ -212,11 +212,13 @@ def cache_teacher(
     ]
     report = reports[0]
     if combine is not None:
-        assert score is not None
+        if score is None:
+            raise ValueError("pictures are chosen by a score: give one")
         report = caching.combine(reports, combine, score)
     if pictures is not None and not dry_run:
         _write_pictures(pictures, jobs, caching.store(report))
-    failed = unreadable + [message for each in (*report.ingredients, report) for message in each.failed]
+    messages = (message for each in (*report.ingredients, report) for message in each.failed)
+    failed = list(dict.fromkeys((*unreadable, *messages)))
     if failed and not dry_run:
         raise InputError(
             f"{len(failed)} teacher pictures of {len(pairs)} pairs could not be kept: " + "; ".join(failed[:_NAMED]),
@@ -278,10 +280,10 @@ class _Caching:
         """Make and keep the combination of teachers whose pictures are there; a dry run only counts."""
         stores = [self.store(report) for report in reports]
         opening = partial(CombinedTeacher, stores, combination, score)
-        if not self.dry_run:
-            report = self.run(opening)
-            return replace(report, shares=self._shares(report), ingredients=list(reports))
         teacher = opening()
+        if not self.dry_run and any(teacher.has(job) for job in self.jobs):
+            report = replace(self, strict=False).run(opening)
+            return replace(report, shares=self._shares(report), ingredients=list(reports))
         store = self.cache.store(PriorKind.TEACHER, teacher.name, teacher.settings)
         todo = [job.files.name for job in self.jobs if pair_key(*job.keys) not in store]
         return TeacherCacheReport(
@@ -289,10 +291,10 @@ class _Caching:
             settings=teacher.settings,
             folder=str(store.folder),
             pairs=len(self.jobs),
-            done=len(todo),
+            done=len(todo) if self.dry_run else 0,
             already=len(self.jobs) - len(todo),
             seconds=sum(report.seconds for report in reports),
-            dry_run=True,
+            dry_run=self.dry_run,
             todo=todo[:_NAMED],
             ingredients=list(reports),
         )
@@ -336,7 +338,7 @@ def _item(store: PriorStore, job: TeacherJob) -> TeacherItem | None:
 
 
 def _check_combination(names: Sequence[str | Path], combine: Combination | None) -> None:
-    several = len(set(map(str, names))) > 1
+    several = len(names) > 1
     if several and combine is None:
         raise InputError(
             f"{len(names)} teachers",

@@ -534,6 +534,16 @@ def test_cropped_and_whole_teachers_blend_on_their_common_part(two: Path, cache:
     assert {item.crop for _, item in records(cache, report, two).values()} == {(0, 0, 64, 96)}
 
 
+def test_teachers_of_which_no_picture_can_be_used_say_why(two: Path, cache: Path) -> None:
+    for method in ("mean", "max"):
+        for name in "abcd":
+            write_picture(two / "teacher" / method / f"{name}.png", np.zeros(SIZE, np.uint8))
+    with pytest.raises(
+        InputError, match="4 teacher pictures of 4 pairs could not be kept: teacher picture of a: it is"
+    ):
+        cache_teacher(two, teacher=["mean", "max"], combine=Combination.BEST, score=quality_score, cache=cache)
+
+
 def test_several_teachers_need_a_combination_and_one_needs_none(data: Path, cache: Path) -> None:
     with pytest.raises(InputError, match="--combine best or --combine blend"):
         cache_teacher(data, teacher=["mean", "max"], cache=cache)
