@@ -253,6 +253,11 @@ def test_m3fd_as_distributed(mini: Mini, said: Said):
     found = m3fd.check(find_pairs(m3fd.root))
     assert said() == "M3FD (Ir/, Vis/): 2 pairs, boxes in Annotation/\n"
     assert boxes(found["00001"]) == [[0, 4, 6, 12, 18], [5, 0, 0, 16, 12]]
+    for stem in m3fd.pairs:
+        m3fd.text(f"labels/{stem}.txt", "3 0.25 0.5 0.25 0.5")
+    (m3fd.root / "Annotation" / "00000.xml").unlink()
+    first, second = find_pairs(m3fd.root)
+    assert (boxes(first), boxes(second)[0]) == ([[3, 4, 6, 12, 18]], [0, 4, 6, 12, 18])
 
 
 def test_m3fd_of_tardal_with_meta_and_what_its_training_leaves_behind(mini: Mini, said: Said):
