@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from duskfuse.data.errors import StorageError
 
@@ -32,7 +33,14 @@ _REMEDIES = {
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write ``content`` (text as UTF-8) to ``path`` under a temporary name, sync, rename; missing folders are made.
+    """Write ``content`` (text as UTF-8) to ``path``; missing folders are made."""
+    with writing_atomically(path) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A stream to what becomes ``path`` once it is complete: temporary name, sync, rename. Missing folders are made.
 
     While it is written the temporary file is locked, so that `abandoned` knows those of killed processes.
     """
@@ -42,7 +50,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with unfinished.open("xb") as stream:
             with suppress(OSError):  # file systems without locks
                 _lock(stream.fileno())
-            stream.write(content.encode() if isinstance(content, str) else content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
             if os.name == "posix":  # elsewhere an open file cannot be renamed

@@ -18,13 +18,12 @@ import hashlib
 import json
 import os
 import re
-import stat
 import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import JsonValue as JsonValue
@@ -34,7 +33,6 @@ from duskfuse.data.errors import InputError, StorageError
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.priors.record_index import Place, RecordIndex
 from duskfuse.data.priors.records import (
-    FILE_BYTES,
     DamagedError,
     OtherVersionError,
     Shard,
@@ -43,7 +41,6 @@ from duskfuse.data.priors.records import (
     decode_record,
     intact_records,
     is_record,
-    is_version_1,
     key_hash,
     key_of,
     make_shard,
@@ -55,6 +52,7 @@ from duskfuse.data.priors.records import (
 from duskfuse.data.priors.records import PriorKind as PriorKind
 from duskfuse.data.priors.records import TeacherImage as TeacherImage
 from duskfuse.data.priors.records import encode_record as encode_record
+from duskfuse.data.priors.store_folder import DAMAGED, SUFFIX, StoreFolder
 from duskfuse.data.progress import say
 
 SHARD_ROWS = 64
@@ -67,17 +65,11 @@ FULL_BYTES = 2**25
 _SETTINGS = "settings.json"
 _SETTINGS_BYTES = 2**28
 _SINGLE = "item-"
-_SUFFIX = ".parquet"
-_DAMAGED = ".damaged"
 _LOCK = ".lock"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
-_HEAD_BYTES = 2**16
 _CLOCK_GRAIN_NS = 100_000_000
 """A folder changed less than this before it was listed may have changed again without a newer time of change."""
 _LISTINGS = 4
-_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
-_NO_FILE = frozenset({errno.ELOOP, errno.ENXIO, errno.ENODEV})
-"""What opening links in a circle, sockets and devices ends with."""
 
 
 def pair_key(ir_sha256: str, vis_sha256: str) -> str:
@@ -113,20 +105,35 @@ class PriorCache:
     def stores(self, kind: PriorKind) -> list[PriorStore]:
         """The stores on disk, newest last; one whose ``settings.json`` is damaged is named and left out."""
         found = []
-        for path in (self.root / kind).glob(f"*/{_SETTINGS}"):
-            try:
-                status = path.stat()
-                if status.st_size > _SETTINGS_BYTES:
-                    raise ValueError("too large")
-                said = json.loads(path.read_bytes())
-                store = PriorStore(path.parent, kind, str(said["source"]), dict(said["settings"]))
-                if path.parent.name != _folder_name(store.source, _canonical(store.settings)):
-                    raise ValueError("not what its folder is named after")
-            except (ValueError, LookupError, TypeError, RecursionError, OSError):
-                say(f"{path}: damaged, its folder is left out; remove the folder and cache again")
+        for path in self._settings_files(kind):
+            said = _read_settings(path)
+            if said is None:
+                say(
+                    f"{path}: damaged, its folder is left out; cache again with the same settings, or remove the folder"
+                )
                 continue
-            found.append((status.st_mtime_ns, store.folder.name, store))
+            with suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime_ns, path.parent.name, PriorStore(path.parent, kind, *said)))
         return [store for *_, store in sorted(found, key=lambda item: item[:2])]
+
+    def damaged_settings(self, kind: PriorKind) -> list[Path]:
+        """The ``settings.json`` files that `stores` leaves out."""
+        return [path for path in self._settings_files(kind) if _read_settings(path) is None]
+
+    def _settings_files(self, kind: PriorKind) -> list[Path]:
+        return sorted((self.root / kind).glob(f"*/{_SETTINGS}"))
+
+
+def _read_settings(path: Path) -> tuple[str, dict[str, JsonValue]] | None:
+    """Source and settings of a store; None where the file is damaged or not what its folder is named after."""
+    try:
+        if path.stat().st_size > _SETTINGS_BYTES:
+            return None
+        said = json.loads(path.read_bytes())
+        source, settings = str(said["source"]), dict(said["settings"])
+        return (source, settings) if path.parent.name == _folder_name(source, _canonical(settings)) else None
+    except (ValueError, LookupError, TypeError, RecursionError, OSError):
+        return None
 
 
 def _canonical(settings: Mapping[str, JsonValue]) -> str:
@@ -135,6 +142,27 @@ def _canonical(settings: Mapping[str, JsonValue]) -> str:
 
 def _folder_name(source: str, canonical: str) -> str:
     return f"{source}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+
+class Damage(NamedTuple):
+    """A file that was found damaged."""
+
+    file: Path
+    reason: str
+    kept: int
+    """Intact records in it, which were kept."""
+
+
+class StoreCounts(NamedTuple):
+    """What a store consists of."""
+
+    shards: int
+    singles: int
+    """Files that are one record."""
+    rows: int
+    """Records, earlier ones of the same key among them."""
+    other_version: int
+    """Files that another version of duskfuse wrote, or that could not be set aside."""
 
 
 class PriorStore:
@@ -146,8 +174,11 @@ class PriorStore:
     def __init__(self, folder: Path, kind: PriorKind, source: str, settings: dict[str, JsonValue]) -> None:
         self.folder, self.kind, self.source, self.settings = folder, kind, source, settings
         self._name = store_name(kind, source, _canonical(settings))
-        self._seen = False
-        """Whether the folder was there before."""
+        self.damage: list[Damage] = []
+        """What this object has found damaged."""
+        self._files = StoreFolder(folder)
+        self._settled = False
+        """Whether ``settings.json`` was found right."""
         self._forget()
 
     def __repr__(self) -> str:
@@ -228,19 +259,61 @@ class PriorStore:
             StorageError: the disk refuses; nothing is lost.
         """
         self._refresh()
+        if self._index.names():
+            with self._writing():
+                self._settle()
         partial = sorted((name for name in self._index.names() if not self._is_full(name)), key=_shards_first)
         if len(partial) > 1 or any(name in self._index.singles for name in partial):
             with self._writing(), sole(self.folder / _LOCK) as ours:
                 if ours:
                     self._merge(partial)
 
+    def verify(self) -> Iterator[int]:
+        """Read and decode every record of every file: the number of records of each intact file.
+
+        Damaged files are mended and set aside as they are found, and stand in `damage`.
+        """
+        self._refresh()
+        done: set[str] = set()
+        while todo := self._index.names() - done:  # more than once where intact records were moved to new shards
+            for name in sorted(todo, key=_shards_first):
+                yield len(self._intact(name, footer=True) or ())
+            done |= todo
+
+    def rewrite_without(self, unwanted: Collection[str]) -> bool:
+        """Remove these records, and all but the latest of each key; False where another process is merging.
+
+        Raises:
+            StorageError: the disk refuses; nothing is lost.
+        """
+        self._refresh()
+        names = self._index.doubled() | self._index.files_of(unwanted)
+        if names:
+            with self._writing(), sole(self.folder / _LOCK) as ours:
+                if ours:
+                    self._merge(sorted(names, key=_shards_first), unwanted)
+                return ours
+        return True
+
+    def counts(self) -> StoreCounts:
+        """How many files and records there are."""
+        self._refresh()
+        index = self._index
+        return StoreCounts(
+            shards=len(index.shards),
+            singles=len(index.singles),
+            rows=sum(map(index.rows, index.names())),
+            other_version=len(self._ignored - index.names()),
+        )
+
+    def record_bytes(self, keys: Collection[str]) -> int:
+        """Bytes of the records of some keys, earlier ones of the same key among them."""
+        places = [place for key in keys for place in self._index.places(key)]
+        return sum(self._files.size(p.file) if p.length is None else p.length for p in places)
+
     def size_bytes(self) -> int:
         """Bytes of all records on disk."""
-        sizes = []
-        for name in self._listing():
-            with suppress(FileNotFoundError):
-                sizes.append((self.folder / name).stat().st_size)
-        return sum(sizes)
+        return sum(map(self._files.size, self._files.names()))
 
     def _forget(self) -> None:
         self._index = RecordIndex()
@@ -256,7 +329,7 @@ class PriorStore:
         found = []
         for place in self._places(key):
             try:
-                data = self._bytes(place)
+                data = self._files.read(place)
                 if key_of(data, self.kind, self._name) == key:
                     found.append((place.file, data))
                 elif place.length is None:  # another record has been put under its name
@@ -284,15 +357,15 @@ class PriorStore:
         """
         before: set[str] | None = None
         for _ in range(_LISTINGS):
-            changed_ns = self._changed_ns()
+            changed_ns = self._files.changed_ns()
             if changed_ns is None:
                 return self._forget()
             if changed_ns == self._listed_ns:
                 return None
             settled = time.time_ns() - changed_ns > _CLOCK_GRAIN_NS
-            names = self._listing()
+            names = self._files.names()
             self._take_in(names)
-            self._listed_ns = changed_ns if settled and self._changed_ns() == changed_ns else 0
+            self._listed_ns = changed_ns if settled and self._files.changed_ns() == changed_ns else 0
             if self._listed_ns or names == before:
                 return None
             before = names
@@ -314,74 +387,13 @@ class PriorStore:
 
     def _load(self, name: str) -> None:
         """Take one file into the index."""
-        head, size = self._head(name)
+        head, size = self._files.head(name)
         if not is_record(head):
             self._index.add_shard(name, read_shard(head, size, self.kind, self._name))
         elif size == len(head):
             self._index.add_single(name, key_of(head, self.kind, self._name))
         else:
             raise DamagedError(f"{size} bytes, of which a record says {len(head)}")
-
-    def _head(self, name: str) -> tuple[bytes, int]:
-        """The part of a file that its seal covers, and the length of the file."""
-        with self._open(name) as (stream, size):
-            head = stream.read(_HEAD_BYTES)
-            try:
-                end = sealed_bytes(head)
-            except DamagedError:
-                stream.seek(max(0, size - _HEAD_BYTES))
-                if is_version_1(stream.read(_HEAD_BYTES)):
-                    raise OtherVersionError(1) from None
-                raise
-            return head[:end] + stream.read(max(0, min(end, size) - len(head))), size
-
-    def _bytes(self, place: Place) -> bytes:
-        with self._open(place.file) as (stream, size):
-            stream.seek(place.offset)
-            return stream.read(size if place.length is None else place.length)
-
-    @contextmanager
-    def _open(self, name: str) -> Iterator[tuple[BinaryIO, int]]:
-        """A file and its length; what is no plain file, such as a pipe that never answers, counts as damaged."""
-        with self._reading():
-            flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-            try:
-                handle = os.open(self.folder / name, flags)
-            except OSError as error:
-                if error.errno in _NO_FILE:
-                    raise DamagedError("no file of a cache") from error
-                raise
-            try:
-                status = os.fstat(handle)
-                if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_BYTES:
-                    raise DamagedError("no file of a cache")
-                with os.fdopen(handle, "rb", closefd=False) as stream:
-                    yield stream, status.st_size
-            finally:
-                os.close(handle)
-
-    def _changed_ns(self) -> int | None:
-        with suppress(FileNotFoundError), self._reading():
-            return self.folder.stat().st_mtime_ns
-        return None
-
-    def _listing(self) -> set[str]:
-        """Names of the finished files."""
-        with suppress(FileNotFoundError), self._reading(), os.scandir(self.folder) as entries:
-            names = {entry.name for entry in entries if entry.name.endswith(_SUFFIX) and entry.name[0] != "."}
-            self._seen = True
-            return names
-        return set()
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Tell a file that has gone from a disk that refuses."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _GONE:
-                raise FileNotFoundError(error.errno, "gone") from error
-            raise storage_error(self.folder, error) from error
 
     def _drop(self, name: str) -> None:
         """Forget a file; the next look at the folder finds out what is there instead."""
@@ -395,7 +407,7 @@ class PriorStore:
         """
         path = self.folder / name
         try:
-            content = self._bytes(Place(name, 0, None))
+            content = self._files.read_whole(name)
         except FileNotFoundError:
             return self._drop(name)
         except DamagedError:
@@ -407,15 +419,16 @@ class PriorStore:
         try:
             if intact:
                 self._write_shard([content[start : start + length] for start, length, _ in intact], origin=name)
-            os.replace(path, path.with_name(name + _DAMAGED))
-            outcome = f"set aside as {name}{_DAMAGED}"
+            os.replace(path, path.with_name(name + DAMAGED))
+            outcome = f"set aside as {name}{DAMAGED}"
         except FileNotFoundError:  # another process was first
             return None
-        except OSError as error:
-            outcome = f"cannot be set aside ({error.strerror})"
+        except (OSError, StorageError, DamagedError) as error:
+            outcome = f"cannot be set aside ({getattr(error, 'strerror', None) or error})"
             self._ignored.add(name)
             if intact:
                 self._index.add_shard(name, _layout(intact))
+        self.damage.append(Damage(path, str(reason), len(intact)))
         say(f"{path}: damaged ({reason}); {outcome}; {len(intact)} intact records in it are kept, others are missing")
         return None
 
@@ -439,23 +452,25 @@ class PriorStore:
     def _put(self, key: str, data: bytes) -> None:
         if not _NAME.fullmatch(key):
             raise ValueError(f"key {key!r} is no file name")
-        name = f"{_SINGLE}{key}{_SUFFIX}"
+        name = f"{_SINGLE}{key}{SUFFIX}"
         with self._writing():
-            self._write_settings()
+            self._settle()
             write_atomically(self.folder / name, data)
         self._index.add_single(name, key)
         self._fresh[name] = None
         if len(self._fresh) % SHARD_ROWS == 0:
             self._merge_fresh()
 
-    def _write_settings(self) -> None:
+    def _settle(self) -> None:
+        """See that the folder is still there and says what it holds."""
+        if self._files.seen and not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "gone")
         path = self.folder / _SETTINGS
-        if not path.exists():
-            if self._seen:
-                raise FileNotFoundError(errno.ENOENT, "gone")
-            content = {"kind": self.kind.value, "source": self.source, "settings": self.settings}
-            write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode())
-        self._seen = True
+        if not self._settled or not path.exists():
+            if _read_settings(path) != (self.source, self.settings):
+                content = {"kind": self.kind.value, "source": self.source, "settings": self.settings}
+                write_atomically(path, json.dumps(content, indent=2, sort_keys=True).encode())
+            self._settled = self._files.seen = True
 
     def _merge_fresh(self) -> None:
         """Merge the single records written here into a small shard, and small shards into a full one.
@@ -505,13 +520,18 @@ class PriorStore:
                 self._index.remove(name)
         return written
 
-    def _intact(self, name: str) -> list[tuple[str, bytes]] | None:
-        """All records of a file; None where it is gone, or damaged and therefore mended."""
+    def _intact(self, name: str, footer: bool = False) -> list[tuple[str, bytes]] | None:
+        """All records of a file; None where it is gone, or damaged and therefore mended.
+
+        ``footer`` also checks Parquet's own, which is not needed here but read by other programs.
+        """
         try:
-            content = self._bytes(Place(name, 0, None))
+            content = self._files.read_whole(name)
             if name in self._index.singles:
                 return [(self._checked(content), content)]
             shard = self._index.shards[name]
+            if footer and name not in self._ignored:
+                check_footer(content, shard)
             parts = [
                 content[at : at + size] for at, size in zip(shard.offsets.tolist(), shard.lengths.tolist(), strict=True)
             ]
@@ -532,7 +552,7 @@ class PriorStore:
         for place in self._index.places(key):
             if place.file != name:
                 with suppress(FileNotFoundError, DamagedError, OtherVersionError):
-                    other = self._bytes(place)
+                    other = self._files.read(place)
                     later = (written_ns(other), place.file not in sources) > (written_ns(data), False)
                     if later and self._checked(other) == key:
                         return True
@@ -542,7 +562,7 @@ class PriorStore:
         """The name follows from the records, so that a repeated or concurrent merge writes the same file again."""
         content = make_shard(self.kind, self._name, records)
         digest = hashlib.sha256(b"".join([origin.encode(), *records])).hexdigest()[:32]
-        name = f"shard-{digest}{_SUFFIX}"
+        name = f"shard-{digest}{SUFFIX}"
         write_atomically(self.folder / name, content)
         self._load(name)
         return name

@@ -6,7 +6,7 @@ one sorted array: whoever reads a record checks its key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -96,6 +96,22 @@ class RecordIndex:
             shard = self.shards.get(name)
             if shard is not None and row < len(shard.hashes) and int(shard.hashes[row]) == wanted:
                 found.append(Place(name, int(shard.offsets[row]), int(shard.lengths[row])))
+        return found
+
+    def files_of(self, keys: Collection[str]) -> set[str]:
+        """The files that have a record of one of these keys."""
+        return {place.file for key in keys for place in self.places(key)}
+
+    def doubled(self) -> set[str]:
+        """The files that have a record of a key of which there is another record."""
+        self._sorted, self._recent, self._waiting = _sort(self.shards), {}, []
+        table = self._sorted
+        again = np.flatnonzero(table.hashes[1:] == table.hashes[:-1])
+        found = {table.names[i] for i in np.unique(table.shard[np.concatenate([again, again + 1])])}
+        for key, files in self._files_of.items():
+            in_shards = {name for name, _ in self._in_sorted(key_hash(key))}
+            if len(files) > 1 or in_shards:
+                found.update(files, in_shards)
         return found
 
     def _sort_in(self) -> None:
