@@ -86,6 +86,19 @@ def test_changed_settings_make_everything_again(data: Path, cache: Path, monkeyp
     assert str(open_masks(cache, keys_of(data), None).folder) == second.folder
 
 
+def test_another_number_of_masks_is_another_setting(data: Path, cache: Path):
+    few = cache_masks(data, cache=cache, keep=2)
+    many = cache_masks(data, cache=cache)
+    assert few.folder != many.folder
+    stores = {store.settings["keep"]: store for store in PriorCache(cache).stores(PriorKind.MASKS)}
+    longest = {keep: max(len(store.get(key)) for key in keys_of(data)) for keep, store in stores.items()}
+    assert longest[2] == 2 < longest[20]
+
+
+def test_random_crops_come_from_worker_processes_too(data: Path, cache: Path):
+    assert cache_masks(data, source=MaskSourceName.RANDOM_CROPS, cache=cache, workers=2).done == 8
+
+
 def test_a_damaged_shard_is_set_aside_and_rebuilt(data: Path, cache: Path):
     report = cache_masks(data, cache=cache)
     (shard,) = Path(report.folder).glob("*.parquet")

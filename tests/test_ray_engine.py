@@ -91,7 +91,9 @@ def test_a_missing_ray_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_the_same_records_as_the_local_engine_though_workers_die(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_the_same_records_as_the_local_engine_though_workers_die(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     ray = pytest.importorskip("ray", reason="the extra cluster is not installed")
     alone, together = store_in(tmp_path / "alone"), store_in(tmp_path / "together")
     wanted = run(Squares(), jobs(tmp_path, False), alone, workers=1)
@@ -106,7 +108,8 @@ def test_the_same_records_as_the_local_engine_though_workers_die(tmp_path: Path,
     try:
         seen = run(Squares(), jobs(tmp_path, True), together, engine=Engine.RAY)
         again = run(Squares(), jobs(tmp_path, False), together, engine=Engine.RAY)
-        masks = [cache_masks(pictures(tmp_path), cache=tmp_path / engine, engine=engine) for engine in Engine]
+        monkeypatch.chdir(tmp_path)
+        masks = [cache_masks(pictures(Path()), cache=tmp_path / engine, engine=engine) for engine in Engine]
         printed = capfd.readouterr().out
     finally:
         ray.shutdown()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import file_sha256, to_u8
 from duskfuse.data.priors.cache import JsonValue, PriorCache, PriorKind, PriorStore, stored_bytes
-from duskfuse.data.priors.masks import MaskSet
+from duskfuse.data.priors.masks import KEPT_MASKS, MaskSet
 from duskfuse.data.priors.pipeline import Engine, Tally, Todo, Work, processes, run, unmade
 from duskfuse.data.priors.sources import MaskSource, MaskSourceName, open_mask_source
 from duskfuse.data.progress import say, track
@@ -167,6 +167,7 @@ def cache_masks(
     source: MaskSourceName | None = None,
     checkpoint: Path | None = None,
     preset: str = "fast",
+    keep: int = KEPT_MASKS,
     cache: Path | None = None,
     engine: Engine = Engine.LOCAL,
     workers: int | None = None,
@@ -180,6 +181,7 @@ def cache_masks(
         source: where masks come from; by default SAM when a checkpoint is given or downloaded, else classical regions.
         checkpoint: SAM's.
         preset: SAM's settings, ``fast`` or ``paper``.
+        keep: masks of a picture at most.
         cache: root folder of the cache, ``$DUSKFUSE_HOME/cache`` by default.
         engine: where the masks are computed.
         workers: processes that compute, see :func:`duskfuse.data.priors.pipeline.run`.
@@ -193,7 +195,7 @@ def cache_masks(
 
     started = time.monotonic()
     pairs = find_pairs(data, reading=reading)
-    work = MaskWork(partial(open_mask_source, *_choose(source, checkpoint), preset))
+    work = MaskWork(partial(open_mask_source, *_choose(source, checkpoint), preset, keep))
     store = PriorCache(cache).store(PriorKind.MASKS, work.source, work.settings)
     unlabelled = _without_label(data, pairs) if work.source == MaskSourceName.LABELS else []
     left_out = set(unlabelled)

@@ -6,7 +6,7 @@ packets while results wait. Only encoded records come back; this process writes 
 files, as the local engine does.
 
 Every machine has this version of duskfuse installed and sees the pictures, and a model's weights, under the same
-absolute paths: the file system is shared. The cluster is the one of ``RAY_ADDRESS``, else one that runs on this
+paths: the file system is shared. The cluster is the one of ``RAY_ADDRESS``, else one that runs on this
 machine, else one of this machine alone, started for the call: the way to compute on several GPUs of one machine.
 """
 
@@ -18,7 +18,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -63,7 +63,9 @@ class _Actor:
     in the ledger, and what actors have died on too often fails.
     """
 
-    def __init__(self, work: Work[Any, Any], kind: PriorKind, ledger: Any) -> None:
+    def __init__(self, work: Work[Any, Any], kind: PriorKind, ledger: Any, folder: str) -> None:
+        with suppress(OSError):  # relative paths mean here what they mean to the driver
+            os.chdir(folder)
         self._work, self._kind, self._ledger = work, kind, ledger
         self._ray = importlib.import_module("ray")
 
@@ -117,7 +119,7 @@ def in_cluster(
         ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Ledger).remote()
         rows = ray.data.from_items(packets, override_num_blocks=len(packets)).map_batches(
             _Actor,
-            fn_constructor_args=(work, kind, ledger),
+            fn_constructor_args=(work, kind, ledger, os.getcwd()),
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),

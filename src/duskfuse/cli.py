@@ -85,9 +85,12 @@ def demo_command(
 @app.command("cache-masks")
 def cache_masks_command(
     data: Data,
-    source: Annotated[str | None, typer.Option(help="sam, regions or labels.", show_default=False)] = None,
+    source: Annotated[
+        str | None, typer.Option(help="sam, regions, labels or random-crops.", show_default=False)
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="SAM checkpoint.", show_default=False)] = None,
     preset: Annotated[str, typer.Option(help="SAM settings: fast or paper.")] = "fast",
+    keep: Annotated[int, typer.Option(help="Masks of a picture at most.")] = 20,
     cache: Cache = None,
     engine: EngineName = "local",
     workers: Workers = None,
@@ -106,6 +109,7 @@ def cache_masks_command(
             source=None if source is None else _choice(MaskSourceName, source, "--source"),
             checkpoint=checkpoint,
             preset=preset,
+            keep=keep,
             cache=cache,
             engine=_choice(Engine, engine, "--engine"),
             workers=workers,
