@@ -96,12 +96,15 @@ class Homography:
     def warp(self, ir: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring an infrared picture ``[h, w]`` in [0, 1] to the visible grid ``[H, W]``, bilinear.
 
+        Where several infrared pixels fall into a visible one along each side, they are averaged first.
+
         Visible pixels that infrared does not see get its nearest edge pixel, fading into the median of the picture
         with distance. So no edge is made up that a network or a gradient term would take for real, nobody is mirrored
         into the scene, and a warm body cut by the edge does not become a long warm bar. What stands there is made up
         all the same: metrics count it, so compare methods on the part that both cameras see.
         """
-        warped: NDArray[np.float32] = self._warped(ir, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+        ir, matrix = self._reduced(ir)
+        warped: NDArray[np.float32] = self._warped(ir, matrix, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
         kept = _kept_share(self)
         if kept is not None:
             middle = np.float32(np.median(ir))
@@ -126,10 +129,25 @@ class Homography:
             "vis_size": list(self.vis_size[::-1]),
         }
 
-    def _warped(self, picture: NDArray[Any], interpolation: int, border: int) -> NDArray[Any]:
-        size = self.vis_size[::-1]
+    def _reduced(self, ir: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """The picture without detail that the visible grid cannot hold, and the matrix for what is left."""
+        down, across = self.vis_size[0] / 2, self.vis_size[1] / 2
+        corner = np.array([[across, across + 1, across], [down, down, down + 1], [1, 1, 1]])
+        x, y, w = np.linalg.inv(self._scaled()) @ corner
+        (x0, x1, x2), (y0, y1, y2) = x / w, y / w
+        times = int(math.sqrt(abs((x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0))))
+        if times < 2:
+            return ir, self._scaled()
+        small = max(1, ir.shape[1] // times), max(1, ir.shape[0] // times)
+        a, b = ir.shape[1] / small[0], ir.shape[0] / small[1]
+        enlarged = np.array([[a, 0, (a - 1) / 2], [0, b, (b - 1) / 2], [0, 0, 1]])
+        return np.asarray(cv2.resize(ir, small, interpolation=cv2.INTER_AREA), np.float32), self._scaled() @ enlarged
+
+    def _warped(
+        self, picture: NDArray[Any], matrix: NDArray[np.float64], interpolation: int, border: int
+    ) -> NDArray[Any]:
         warped: NDArray[Any] = cv2.warpPerspective(
-            picture, self._scaled(), size, flags=interpolation, borderMode=border, borderValue=0
+            picture, matrix, self.vis_size[::-1], flags=interpolation, borderMode=border, borderValue=0
         )
         return warped
 
@@ -149,7 +167,8 @@ class Homography:
 @lru_cache(maxsize=2)
 def _kept_share(homography: Homography) -> NDArray[np.float32] | None:
     """How much of its nearest infrared pixel each visible pixel shows, ``[H, W]``; None where infrared covers all."""
-    seen = homography._warped(np.ones(homography.ir_size, np.uint8), cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+    everywhere = np.ones(homography.ir_size, np.uint8)
+    seen = homography._warped(everywhere, homography._scaled(), cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
     if seen.all():
         return None
     distance = cv2.distanceTransform(1 - seen, cv2.DIST_L2, cv2.DIST_MASK_5)

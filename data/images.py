@@ -41,7 +41,8 @@ PERCENTILES = (0.1, 99.9)
 LARGEST_PIXELS = 178_956_970
 """What a file may declare: beyond any camera's sensor, and Pillow's own limit, so that labels follow the same rule.
 
-A few kilobytes can declare a picture that fills the memory, so sizes are checked before anything is decoded."""
+A few kilobytes can declare a picture that fills the memory, so sizes are checked before anything is decoded. OpenCV's
+own limit is larger (2³⁰, or what OPENCV_IO_MAX_IMAGE_PIXELS says) and is not relied on."""
 
 LARGEST_BYTES = 2**31 - 1
 """Bytes of a picture file, and what OpenCV decodes from memory."""

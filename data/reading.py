@@ -178,7 +178,9 @@ def load_reading(path: Path) -> Reading:
     """
     try:
         content = yaml.safe_load(read_text(path, _LARGEST_FILE))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # PyYAML raises whatever a wrong tag makes it run into: KeyError, IndexError, …
         raise InputError(f"{path}: not YAML ({_first_line(error)})", remedy="write `key: value` lines") from error
     try:
         return _reading_from({} if content is None else content, path.parent)

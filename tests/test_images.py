@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from duskfuse.data.images import (
     read_visible,
     write_picture,
 )
+from duskfuse.data.pair_files import read_label
 
 LOSSLESS = [".png", ".webp", ".tif", ".bmp"]
 
@@ -109,10 +111,36 @@ def test_size_is_the_decoded_size(tmp_path: Path, rgb: NDArray[np.uint8]):
         "lzw.tif": saved(picture, "TIFF", compression="tiff_lzw"),
         "one_bit.bmp": saved(picture.convert("1"), "BMP"),
         "wrong_suffix.png": saved(picture, "JPEG"),
+        "big.tif": saved(picture, "TIFF", big_tiff=True),
+        "os2.bmp": os2_bmp(rgb),
+        "fill.jpg": between_segments(saved(picture, "JPEG"), b"\xff\xff"),
+        "noise.jpg": between_segments(saved(picture, "JPEG"), b"abc\xff\0"),
     }
     for name, data in variants.items():
         (tmp_path / name).write_bytes(data)
         assert picture_size(tmp_path / name) == read_picture(tmp_path / name).shape[:2] == (61, 83), name
+
+
+def os2_bmp(rgb: NDArray[np.uint8]) -> bytes:
+    """A bitmap with the header of OS/2, whose sizes are half as wide."""
+    height, width = rgb.shape[:2]
+    rows = np.pad(rgb[::-1, :, ::-1].reshape(height, -1), ((0, 0), (0, -3 * width % 4)))
+    return b"BM" + struct.pack("<IHHIIHHHH", 26 + rows.size, 0, 0, 26, 12, width, height, 1, 24) + rows.tobytes()
+
+
+def between_segments(jpeg: bytes, noise: bytes) -> bytes:
+    """Bytes that decoders skip, before the second segment of a JPEG."""
+    end = 4 + int.from_bytes(jpeg[4:6], "big")
+    return jpeg[:end] + noise + jpeg[end:]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_has_the_size_that_is_decoded(tmp_path: Path, rgb: NDArray[np.uint8], orientation: int):
+    """OpenCV turns TIFF upright, and TIFF only; Pillow, which reads labels, does the same."""
+    (tmp_path / "a.tif").write_bytes(saved(Image.fromarray(rgb[..., 0]), "TIFF", tiffinfo={274: orientation}))
+    picture, size = read_picture(tmp_path / "a.tif"), picture_size(tmp_path / "a.tif")
+    assert size == picture.shape == ((61, 83) if orientation < 5 else (83, 61))
+    assert np.array_equal(read_label(tmp_path / "a.tif", size), picture)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
@@ -12,6 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from duskfuse.data import progress
@@ -215,6 +218,17 @@ def test_outside_fades_from_the_edge_into_the_median():
     assert np.array_equal(full.warp(ir), ir)
 
 
+def test_infrared_of_more_pixels_is_averaged():
+    """Every second column hot: a grid of a quarter of the pixels a side sees the mean, not one of the columns."""
+    stripes = np.tile(np.array([0, 1], np.float32), (160, 100))
+    quarter = homography(np.array([[0.25, 0, 3], [0, 0.25, 2], [0, 0, 1]]), (160, 200), (48, 60))
+    assert np.abs(quarter.warp(stripes) - 0.5).max() < 1e-6
+    columns = np.tile(np.linspace(0, 1, 200, dtype=np.float32), (160, 1))
+    wanted = (np.arange(60) - 3) / 0.25 / 199
+    inside = (wanted > 0.02) & (wanted < 0.98)
+    assert np.abs(quarter.warp(columns)[20] - wanted)[inside].max() * 199 < 0.2
+
+
 def test_a_pair_through_the_homography(tmp_path: Path):
     columns = np.tile(np.arange(IR_SIZE[1]), (IR_SIZE[0], 1))
     cv2.imwrite(str(tmp_path / "ir.png"), (columns * 100 + 5000).astype(np.uint16))
@@ -331,6 +345,9 @@ def test_a_reading_file_round_trip(tmp_path: Path):
         ("\0", "not YAML"),
         ("a: &a [x]\nb: &b [*a, *a]\n" + "".join(f"c{i}: &c{i} [*b, *b]\n" for i in range(9)), "unknown key 'a'"),
         ("? [1]\n: 2", "unknown key|not YAML"),
+        ("black_hot: !!bool perhaps", "not YAML"),
+        ("percentiles: !!int ''", "not YAML"),
+        ("homography: !!python/object/apply:os.getcwd []", "not YAML"),
     ],
 )
 def test_malformed_reading_files(tmp_path: Path, content: str, said: str):
@@ -339,6 +356,16 @@ def test_malformed_reading_files(tmp_path: Path, content: str, said: str):
         load_reading(tmp_path / "r.yaml")
     assert "r.yaml" in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+@settings(max_examples=300, deadline=1000)
+@given(st.one_of(st.binary(max_size=80), st.text(max_size=80).map(str.encode)), st.sampled_from(["", "percentiles: "]))
+def test_any_bytes_as_reading_and_homography(tmp_path_factory: pytest.TempPathFactory, content: bytes, before: str):
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(before.encode() + content)
+    for load in (load_reading, load_homography):
+        with contextlib.suppress(InputError):
+            assert load(path) is not None
 
 
 def test_exclusive_settings():
