@@ -79,11 +79,12 @@ class DdfmForm(StrEnum):
     """
 
     CORRECTED = "corrected"
-    """As in the paper. Whole pictures at their own brightness; where the sources differ, one of them wins."""
+    """As in the paper, F = X + V. Whole pictures at their own brightness; where the sources differ, one of them wins."""
     MIRRORED = "mirrored"
-    """The published fusion step (a) and nothing else of the list: keeps both sources, much as their average does."""
+    """The published fusion step (a) and nothing else of the list: keeps both sources, much as their average does, as
+    the published pictures do. The default: a student that learned from `CORRECTED` would ignore one camera."""
     PUBLISHED = "published"
-    """The published program, to the number."""
+    """The published program with all its slips, but for the noise, which it may have drawn on a GPU."""
 
 
 class DdfmTeacher:
@@ -110,7 +111,7 @@ class DdfmTeacher:
         *,
         steps: int = STEPS,
         seed: int = SEED,
-        form: DdfmForm = DdfmForm.CORRECTED,
+        form: DdfmForm = DdfmForm.MIRRORED,
     ) -> None:
         self.steps, self.seed, self.form = steps, seed, form
         respaced(steps)  # refuses impossible numbers before the network is read

@@ -180,7 +180,7 @@ def sources(scene: TeacherJob) -> tuple[Tensor, Tensor]:
 
 def test_the_corrected_form_keeps_size_brightness_and_sources(checkpoint: Path, scene: TeacherJob) -> None:
     """Slips b, c, d: infrared is infrared, nothing is cropped, nothing is stretched."""
-    teacher: Teacher = DdfmTeacher(checkpoint, steps=4)
+    teacher: Teacher = DdfmTeacher(checkpoint, steps=4, form=DdfmForm.CORRECTED)
     picture = teacher.fuse(scene)
     assert (picture.crop, picture.transform) == ((0, 0, 70, 45), ValueTransform.IDENTITY)
     assert picture.y.shape == (70, 45)
@@ -290,10 +290,10 @@ def test_half_precision_is_near(checkpoint: Path, scene: TeacherJob) -> None:
 
 def test_settings_name_all_that_the_pictures_depend_on(checkpoint: Path) -> None:
     settings = DdfmTeacher(checkpoint).settings
-    assert (settings["steps"], settings["seed"], settings["form"]) == (100, 3407, "corrected")
+    assert (settings["steps"], settings["seed"], settings["form"]) == (100, 3407, "mirrored")
     assert settings["precision"] == "float32"
     assert len(str(settings["weights_sha256"])) == 64
-    others: list[dict[str, Any]] = [{"steps": 50}, {"seed": 1}, {"form": DdfmForm.MIRRORED}]
+    others: list[dict[str, Any]] = [{"steps": 50}, {"seed": 1}, {"form": DdfmForm.CORRECTED}]
     assert all(DdfmTeacher(checkpoint, **other).settings != settings for other in others)
 
 
