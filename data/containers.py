@@ -28,12 +28,12 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _CORE_HEADER = 12
 _BEYOND_THE_END = (IndexError, struct.error, OverflowError)
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_DEFLATE_RATIO = 1032
+_DEFLATE_RATIO = 1032  # 258 bytes in two bits
 _JPEG_PIXELS = 2048
 """Pixels per byte at most: a Huffman code has a bit or more for each block of 64, which may be as coarse as 1 : 4."""
 _HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}
-_TIFF_RATIOS = {1: 1, 5: 1400, 8: _DEFLATE_RATIO, 32946: _DEFLATE_RATIO, 32773: 64}
-"""Decoded bytes per stored byte at most: uncompressed, LZW, deflate (258 bytes in 2 bits), PackBits."""
+_TIFF_RATIOS = {1: 4, 5: 4 * 1400, 8: 4 * _DEFLATE_RATIO, 32946: 4 * _DEFLATE_RATIO, 32773: 4 * 64}
+"""Decoded bytes per stored byte at most: uncompressed, LZW, deflate, PackBits; four times, for subsampled chroma."""
 _LOSSY_WEBP_START = b"\x9d\x01\x2a"
 
 
@@ -67,7 +67,7 @@ class _Tag(IntEnum):
 
 
 _TAGS = frozenset(map(int, _Tag))
-_TIFF_FORMS = {3: "H", 4: "I", 16: "Q"}
+_TIFF_FORMS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 
 def container_of(data: bytes) -> Container | None:

@@ -252,8 +252,9 @@ def test_visible(tmp_path: Path, rgb: NDArray[np.uint8]):
     write_picture(tmp_path / "grey.png", rgb[..., 0])
     cv2.imwrite(str(tmp_path / "deep.png"), rgb[..., ::-1].astype(np.uint16) * 257)
     real = rgb[..., ::-1].astype(np.float32)
-    cv2.imwrite(str(tmp_path / "unit.tif"), real / 510)
-    cv2.imwrite(str(tmp_path / "large.tif"), real)
+    exactly = [cv2.IMWRITE_TIFF_COMPRESSION, 1]
+    cv2.imwrite(str(tmp_path / "unit.tif"), real / 510, exactly)
+    cv2.imwrite(str(tmp_path / "large.tif"), real, exactly)
     expected = rgb.astype(np.float32) / 255
     for name, want in {
         "rgb.png": expected,
