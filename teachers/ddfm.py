@@ -79,7 +79,7 @@ class DdfmForm(StrEnum):
     """
 
     CORRECTED = "corrected"
-    """As in the paper, F = X + V. Whole pictures at their own brightness; where the sources differ, one of them wins."""
+    """As in the paper, F = X + V. Whole pictures at their own brightness; where the sources differ, one wins."""
     MIRRORED = "mirrored"
     """The published fusion step (a) and nothing else of the list: keeps both sources, much as their average does, as
     the published pictures do. The default: a student that learned from `CORRECTED` would ignore one camera."""
