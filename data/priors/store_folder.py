@@ -73,9 +73,10 @@ class StoreFolder:
         return 0
 
     def rubbish(self) -> Rubbish:
-        """Temporary files without a writer, and files set aside."""
+        """Temporary files without a writer, and files (not folders) set aside."""
         with self._reading():
-            return Rubbish(list(abandoned(self.path)), sorted(self.path.glob(f"*{DAMAGED}")))
+            damaged = sorted(path for path in self.path.glob(f"*{DAMAGED}") if path.is_symlink() or not path.is_dir())
+            return Rubbish(list(abandoned(self.path)), damaged)
 
     def head(self, name: str) -> tuple[bytes, int]:
         """The part of a file that its opening seal covers, and the length of the file.

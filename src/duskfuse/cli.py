@@ -39,6 +39,7 @@ Data = Annotated[Path, typer.Argument(help="Folder of pairs in any recognised la
 Out = Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 Cache = Annotated[Path | None, typer.Option(help="Prior cache; default $DUSKFUSE_HOME/cache.", show_default=False)]
+Store = Annotated[str | None, typer.Option(help="One store only, named by its folder.", show_default=False)]
 Split = Annotated[str | None, typer.Option(help="Use one split of DATA only, e.g. train.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run of this command wrote.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
@@ -171,6 +172,81 @@ def cache_teacher_command(
             workers=workers,
             reading=reading,
             dry_run=dry_run,
+        )
+        _show(report.to_json(), as_json)
+
+
+cache_app = typer.Typer(help="Look after the cached masks and teacher pictures.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("verify")
+def cache_verify_command(store: Store = None, cache: Cache = None, as_json: Json = False) -> None:
+    """Read every cached record; exit code 1 where damage was found."""
+    with _verb(as_json):
+        from duskfuse.data.priors.manage_cache import verify_cache
+
+        report = verify_cache(cache=cache, store=store)
+        _show(report.to_json(), as_json, [report.table()])
+        report.raise_for_damage()
+
+
+@cache_app.command("stats")
+def cache_stats_command(store: Store = None, cache: Cache = None, as_json: Json = False) -> None:
+    """Say what the cache holds and how large it is."""
+    with _verb(as_json):
+        from duskfuse.data.priors.manage_cache import cache_stats
+
+        report = cache_stats(cache=cache, store=store)
+        _show(report.to_json(), as_json, report.tables())
+
+
+@cache_app.command("gc")
+def cache_gc_command(
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also remove what belongs to no picture of these datasets; repeatable.", show_default=False),
+    ] = None,
+    store: Store = None,
+    cache: Cache = None,
+    reading: ReadingFile = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Remove leftovers of killed runs, damaged files and replaced records."""
+    with _verb(as_json):
+        from duskfuse.data.priors.manage_cache import collect_garbage
+
+        report = collect_garbage(cache=cache, store=store, data=data or (), reading=reading, dry_run=dry_run)
+        _show(report.to_json(), as_json, [report.table()])
+
+
+@cache_app.command("export")
+def cache_export_command(
+    data: Data,
+    coco: Annotated[Path, typer.Option(help="COCO file to write.", show_default=False)],
+    store: Store = None,
+    masks: Masks = None,
+    cache: Cache = None,
+    split: Split = None,
+    reading: ReadingFile = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write the cached masks of a dataset as a COCO file."""
+    with _verb(as_json):
+        from duskfuse.data.priors.export_coco import export_coco
+        from duskfuse.data.priors.sources import MaskSourceName
+
+        report = export_coco(
+            data,
+            coco,
+            cache=cache,
+            store=store,
+            source=None if masks is None else _choice(MaskSourceName, masks, "--masks"),
+            split=split,
+            reading=reading,
+            overwrite=overwrite,
         )
         _show(report.to_json(), as_json)
 
