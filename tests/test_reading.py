@@ -16,7 +16,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from duskfuse.cli import app
 from duskfuse.data import progress
 from duskfuse.data.errors import InputError
 from duskfuse.data.homography import Homography, homography_from, load_homography
@@ -28,6 +30,7 @@ from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.reading import AS_STORED, READING_FILE, Reading, load_reading, reading_of
 from duskfuse.evaluate.evaluate import evaluate
 from duskfuse.export.calibration import calibration_pairs
+from duskfuse.export.export import export
 from duskfuse.teachers.cache_teacher import cache_teacher
 
 SIZE = (48, 64)
@@ -456,6 +459,33 @@ def test_a_dataset_is_read_as_its_file_says(dataset: Path, capsys: pytest.Captur
     (dataset / READING_FILE).write_text("thermal: 1\n")
     with pytest.raises(InputError, match="did you mean thermal_range"):
         find_pairs(dataset)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["cache-masks", "DATA"],
+        ["cache-teacher", "DATA", "--teacher", "DATA"],
+        ["distill", "DATA", "--out", "OUT"],
+        ["evaluate", "DATA", "--out", "OUT"],
+        ["export", "unet", "--out", "OUT", "--calibration", "DATA", "--precision", "fp32"],
+        ["fuse", "--ir", "DATA/ir", "--vis", "DATA/vis", "--out", "OUT"],
+    ],
+    ids=lambda command: str(command[0]),
+)
+def test_every_verb_takes_the_file(dataset: Path, tmp_path: Path, command: list[str]):
+    (tmp_path / "rig.yaml").write_text("blackhot: true\n")
+    words = [word.replace("DATA", str(dataset)).replace("OUT", str(tmp_path / "out")) for word in command]
+    result = CliRunner().invoke(app, [*words, "--reading", str(tmp_path / "rig.yaml")])
+    assert result.exit_code == 2
+    assert "rig.yaml: unknown key 'blackhot'" in result.output
+    assert "did you mean black_hot?" in result.output
+
+
+def test_a_reading_without_calibration_pairs_is_refused(dataset: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="a reading without --calibration"):
+        export("unet", out=tmp_path / "out", reading=AS_STORED)
+    assert not (tmp_path / "out").exists()
 
 
 def test_priors_of_two_readings_never_mix(dataset: Path, tmp_path: Path):
