@@ -76,7 +76,7 @@ def sync_folder(folder: Path) -> None:
 def abandoned(folder: Path) -> Iterator[Path]:
     """The temporary files of `write_atomically` in a folder whose writers were killed."""
     for path in sorted(folder.glob(f".*{_UNFINISHED}")):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # gone meanwhile, or of another user
             age = time.time() - path.stat().st_mtime
             if age > _NEWBORN_S and _has_no_writer(path, age):
                 yield path

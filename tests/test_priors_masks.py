@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from duskfuse.data.priors.masks import MaskSet
+from duskfuse.data.priors.masks import MAX_PIXELS, MaskSet
 
 Planes = NDArray[np.bool_]
 
@@ -97,3 +98,22 @@ def test_wrong_input_is_refused():
         MaskSet(**{**fields, "bits": (b"\xff",)})
     with pytest.raises(ValueError, match="box"):
         MaskSet(**{**fields, "width": 3})
+    for height, width in ((0, 4), (4, -1), (2**31, 2**31), (MAX_PIXELS, 2)):
+        with pytest.raises(ValueError, match="a picture of"):
+            MaskSet(**{**fields, "height": height, "width": width})
+    largest = 2**31 - 1
+    for box in ((largest, 0, largest, 4), (0, 0, largest, largest), (-1, 0, 4, 4), (0, 0, 0, 4), (0, 1, 4, 4)):
+        with pytest.raises(ValueError, match="leaves the picture"):
+            MaskSet(**{**fields, "boxes": np.array([box], np.int32)})
+    for area in (0, 17, -1):
+        with pytest.raises(ValueError, match="areas"):
+            MaskSet(**{**fields, "area": np.array([area], np.int32)})
+
+
+def test_the_code_is_smaller_than_packed_bits_once_compressed():
+    """What the code is for: an outline drawn twice, a disc and one around it, costs little."""
+    y, x = np.ogrid[:480, :640]
+    discs = np.array([(y - 240) ** 2 + (x - 320) ** 2 < r**2 for r in (100, 104, 180, 184)])
+    code = zlib.compress(b"".join(MaskSet.from_masks(discs).bits), 9)
+    packed = zlib.compress(np.packbits(discs).tobytes(), 9)
+    assert len(code) < 0.7 * len(packed)

@@ -45,7 +45,6 @@ from duskfuse.data.priors.records import (
     key_of,
     make_shard,
     read_shard,
-    sealed_bytes,
     store_name,
     written_ns,
 )
@@ -108,9 +107,7 @@ class PriorCache:
         for path in self._settings_files(kind):
             said = _read_settings(path)
             if said is None:
-                say(
-                    f"{path}: damaged, its folder is left out; cache again with the same settings, or remove the folder"
-                )
+                say(f"{path}: damaged, its store is left out; cache again with the same settings, or remove it")
                 continue
             with suppress(FileNotFoundError):
                 found.append((path.stat().st_mtime_ns, path.parent.name, PriorStore(path.parent, kind, *said)))
@@ -374,16 +371,19 @@ class PriorStore:
     def _take_in(self, names: set[str]) -> None:
         for name in self._index.names() - names:
             self._index.remove(name)
+        left_out: dict[str, list[str]] = {}
         for name in sorted(names - self._index.names() - self._ignored, key=_shards_first):
             try:
                 self._load(name)
             except FileNotFoundError:
                 continue
             except OtherVersionError as error:
-                say(f"{self.folder / name}: {error}: left out")
-                self._ignored.add(name)
+                left_out.setdefault(str(error), []).append(name)
             except DamagedError as error:
                 self._mend(name, error)
+        for reason, files in left_out.items():
+            self._ignored.update(files)
+            say(f"{self.folder}: {len(files)} files are left out, such as {files[0]}: {reason}")
 
     def _load(self, name: str) -> None:
         """Take one file into the index."""
@@ -414,7 +414,7 @@ class PriorStore:
             content = b""
         intact = list(intact_records(content, self.kind, self._name))
         self._drop(name)
-        if self._is_intact(content, len(intact)):  # the damage was on the way from the disk
+        if self._is_intact(content, intact):  # the damage was on the way from the disk
             return None
         try:
             if intact:
@@ -432,13 +432,15 @@ class PriorStore:
         say(f"{path}: damaged ({reason}); {outcome}; {len(intact)} intact records in it are kept, others are missing")
         return None
 
-    def _is_intact(self, content: bytes, records: int) -> bool:
+    def _is_intact(self, content: bytes, found: Sequence[tuple[int, int, str]]) -> bool:
+        """Whether a file says of itself what was found in it."""
+        spans = [(start, length) for start, length, _ in found]
         try:
             if is_record(content):
-                return records == 1 and sealed_bytes(content) == len(content)
+                return spans == [(0, len(content))]
             shard = read_shard(content, len(content), self.kind, self._name)
             check_footer(content, shard)
-            return records == len(shard.hashes)
+            return spans == list(zip(shard.offsets.tolist(), shard.lengths.tolist(), strict=True))
         except (DamagedError, OtherVersionError):
             return False
 
