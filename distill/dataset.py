@@ -22,6 +22,7 @@ from duskfuse.data.pair import Pair
 from duskfuse.data.pair_files import PairFiles, read_pair
 from duskfuse.data.priors.cache import PriorStore, pair_key
 from duskfuse.data.priors.masks import MaskSet
+from duskfuse.data.reading import AS_STORED
 from duskfuse.distill.context import Batch
 from duskfuse.distill.recipe import DataConfig
 from duskfuse.teachers.denoiser import TRAINED_STEPS
@@ -62,7 +63,9 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
     def described(self, folder: str) -> str:
         """What a network saw that was trained on these, for its card; ``folder`` is the name of the dataset."""
         teacher = "" if self._teacher is None else f", teacher pictures of {self._teacher.store.source}"
-        return f"{len(self.pairs)} pairs of the folder {folder}{teacher}"
+        reading = self.pairs[0].reading
+        read_as = "" if reading == AS_STORED else f", infrared read as {reading.canonical()}"
+        return f"{len(self.pairs)} pairs of the folder {folder}{teacher}{read_as}"
 
     def position(self, number: int) -> int:
         """Which pair sample ``number`` shows: every epoch is a fresh permutation of all pairs."""

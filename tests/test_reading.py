@@ -28,6 +28,8 @@ from duskfuse.data.pair_files import PairFiles, SourcePicture, read_ir, read_pai
 from duskfuse.data.priors.cache_masks import cache_masks, open_masks
 from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.reading import AS_STORED, READING_FILE, Reading, load_reading, reading_of
+from duskfuse.distill.dataset import TrainingPairs
+from duskfuse.distill.recipe import DataConfig
 from duskfuse.evaluate.evaluate import evaluate
 from duskfuse.export.calibration import calibration_pairs
 from duskfuse.export.export import export
@@ -480,6 +482,14 @@ def test_every_verb_takes_the_file(dataset: Path, tmp_path: Path, command: list[
     assert result.exit_code == 2
     assert "rig.yaml: unknown key 'blackhot'" in result.output
     assert "did you mean black_hot?" in result.output
+
+
+def test_the_card_of_a_student_says_how_infrared_was_read(dataset: Path):
+    """The device must feed it the same."""
+    reading = Reading(ThermalRange(27000, 32000), black_hot=True)
+    for given_reading, said in ((reading, f", infrared read as {reading.canonical()}"), (AS_STORED, "")):
+        pairs = TrainingPairs(find_pairs(dataset, reading=given_reading), DataConfig(), 0, masks=None)
+        assert pairs.described("set") == f"2 pairs of the folder set{said}"
 
 
 def test_a_reading_without_calibration_pairs_is_refused(dataset: Path, tmp_path: Path):
