@@ -22,7 +22,8 @@ from duskfuse.evaluate.report import (
     subheading,
     table,
 )
-from duskfuse.evaluate.scores import STAMP, Evaluation, Row, Summary
+from duskfuse.evaluate.scores import GREY, Evaluation, Row
+from duskfuse.evaluate.statistics import Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,8 +55,8 @@ def add_evaluation(page: Page, evaluation: Evaluation) -> None:
 def stamp_line(evaluation: Evaluation) -> str:
     """One line that says what the numbers were made with."""
     return (
-        f"duskfuse {__version__} · {_pairs(evaluation.pairs)} of {evaluation.data} · metrics by definition, no "
-        f"compatibility modes · grey: {STAMP['grey']} · outputs not stretched"
+        f"duskfuse {__version__} · {_pairs(evaluation.pairs)} of {evaluation.data} · metrics: "
+        f"{evaluation.mode} · grey: {GREY} · outputs not stretched"
     )
 
 

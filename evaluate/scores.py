@@ -1,28 +1,44 @@
-"""The result of an evaluation: scores per method, pair and metric, their summaries, and what they were made with."""
+"""The result of an evaluation: scores per method, pair and metric, what they say, and what they were made with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import inf, isfinite, isnan, nan
+from functools import cached_property
+from math import isfinite, isnan, nan
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse import __version__
-from duskfuse.evaluate.metrics import DEFAULT, MetricInfo
+from duskfuse.evaluate.metrics import DEFAULT, METRICS, MetricInfo, Mode
+from duskfuse.evaluate.statistics import (
+    CONFIDENCE,
+    FEWEST_PAIRS,
+    RESAMPLES,
+    SEED,
+    PairedTest,
+    Scores,
+    Summary,
+    paired_tests,
+    ranks,
+    summarise,
+)
 
-STAMP = {
-    "definitions": "definition",
-    "grey": "8-bit BT.601 luminance by OpenCV's integer conversion; a model's luminance is rounded to 8 bit",
-    "stretched": False,
-    "sources": "A infrared, B visible, F fused; SSIM is the mean over the two sources, VIF and MI the sum",
-}
-"""How the numbers were made; ``definitions`` is "definition" where metrics follow their articles, no compatibility."""
+GREY = "8-bit BT.601 luminance by OpenCV's integer conversion; a model's luminance is rounded to 8 bit"
+"""What is scored of a picture."""
+SOURCES = "A infrared, B visible, F fused; SSIM is the mean over the two sources, VIF and MI the sum"
+STATISTICS = (
+    f"intervals: {CONFIDENCE:.0%} bootstrap (BCa) of the mean over pairs, {RESAMPLES} samples, seed {SEED}; "
+    "ranks: of the mean, methods and trivial rows apart; "
+    "tests: Wilcoxon's signed-rank test of two methods on the same pairs, two-sided, corrected together over all "
+    f"metrics and methods (Holm); from {FEWEST_PAIRS} pairs on; pairs are taken as independent"
+)
+"""What was done to the scores."""
 
 
 class Kind(StrEnum):
@@ -33,31 +49,39 @@ class Kind(StrEnum):
     TRIVIAL = "trivial"
 
 
+class Oddity(StrEnum):
+    """What is unusual about a fused picture, as it is printed."""
+
+    MISSING = "missing"
+    TWICE = "two pictures of one stem"
+    OTHER_SIZE = "of another size than the pair"
+    UNREADABLE = "unreadable"
+    UNCLEAR_DEPTH = "16-bit or float with an unclear range"
+    SOURCES = "with unusable sources"
+    EXTRA = "without a pair"
+    GREY = "grey"
+    ALPHA = "with alpha, which was dropped"
+    DEEP = "16-bit, scaled by 1/257"
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the pair cannot be scored; the others are only told."""
+        return self not in (Oddity.EXTRA, Oddity.GREY, Oddity.ALPHA, Oddity.DEEP)
+
+
 @dataclass(frozen=True)
-class Summary:
-    """One metric of one method over all pairs."""
+class Finding:
+    """All pictures of one row, or sources of the data, with one oddity."""
 
-    mean: float
-    """Over the pairs where the metric is defined and finite; inf where it is infinite on all, nan without any."""
-    median: float
-    least: float
-    most: float
-    undefined: int
-    """Pairs left out because the metric is undefined there."""
-    identical: int
-    """Pairs left out because PSNR is infinite: the pictures are identical."""
+    oddity: Oddity
+    names: tuple[str, ...]
+    """Names of the pairs, sorted; file names of pictures without a pair."""
+    example: str = ""
+    """What is wrong with the first, in full."""
 
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Summary:
-        """Summarise the values of one metric, nan and inf included."""
-        values = list(values)
-        defined = [value for value in values if not isnan(value)]
-        finite = [value for value in defined if isfinite(value)]
-        undefined, identical = len(values) - len(defined), len(defined) - len(finite)
-        if not finite:
-            level = inf if identical else nan
-            return cls(level, level, level, level, undefined, identical)
-        return cls(fmean(finite), median(finite), min(finite), max(finite), undefined, identical)
+    def to_json(self) -> dict[str, Any]:
+        """Count and names as plain data."""
+        return {"oddity": str(self.oddity), "count": len(self.names), "names": list(self.names)}
 
 
 @dataclass(frozen=True)
@@ -68,10 +92,28 @@ class Row:
     kind: Kind
     scores: Mapping[str, Mapping[str, float]]
     """Pair name → metric name → value."""
+    origin: str = ""
+    """The model or folder as the user named it; empty for a trivial rule."""
+    sha256: str | None = None
+    """Of a model's file; of the names and hashes of a folder's pictures; None for a trivial rule."""
+    stretched: bool = False
+    """The pictures look stretched one by one: all span 0 to 255, which their sources do not."""
+    findings: tuple[Finding, ...] = ()
+
+    @cached_property
+    def summaries(self) -> Mapping[str, Summary]:
+        """Summary of each metric that the row has, over the pairs."""
+        names = list(dict.fromkeys(name for scores in self.scores.values() for name in scores))
+        columns = [[scores[name] for scores in self.scores.values() if name in scores] for name in names]
+        return dict(zip(names, summarise(columns), strict=True))
 
     def summary(self, metric: str) -> Summary:
-        """Summarise a metric over the pairs; empty (mean nan) where the row does not have it."""
-        return Summary.of(scores[metric] for scores in self.scores.values() if metric in scores)
+        """Summary of a metric over the pairs; empty (mean nan) where the row does not have it."""
+        return self.summaries.get(metric, _NO_SCORES)
+
+    def values(self, metric: str) -> list[float]:
+        """The scores in one metric in the order of the pairs, nan where the row does not have it."""
+        return [scores.get(metric, nan) for scores in self.scores.values()]
 
 
 @dataclass(frozen=True)
@@ -93,7 +135,20 @@ class Evaluation:
     """Name of the data folder."""
     out: Path
     rows: tuple[Row, ...]
+    """Models, then folders, then trivial rows; all on the same pairs in the same order."""
+    chosen: tuple[MetricInfo, ...] = DEFAULT
+    """The metrics that were computed."""
+    mode: Mode = Mode.DEFINITION
+    split: str | None = None
     reference: str | None = None
+    left_out: tuple[str, ...] = ()
+    """Names of pairs that no row was scored on, because a source or a fused picture was bad (``--on-bad skip``)."""
+    findings: tuple[Finding, ...] = ()
+    """What was unusual about the sources."""
+    sha256: str | None = None
+    """Of the names and hashes of the scored pairs."""
+    arithmetic: Mapping[str, str] = field(default_factory=dict)
+    """What computed the metrics: hash of their code, versions of its libraries."""
     gallery: tuple[GalleryPair, ...] = field(default=(), repr=False)
 
     @property
@@ -103,8 +158,8 @@ class Evaluation:
 
     @property
     def metrics(self) -> tuple[MetricInfo, ...]:
-        """The columns: the default metrics, and PSNR to the reference row where there is one."""
-        return DEFAULT if self.reference is None else (*DEFAULT, reference_metric(self.reference))
+        """The columns: the chosen metrics, and PSNR to the reference row where there is one."""
+        return self.chosen if self.reference is None else (*self.chosen, reference_metric(self.reference))
 
     @property
     def methods(self) -> tuple[Row, ...]:
@@ -116,6 +171,32 @@ class Evaluation:
         """The rows that copying, averaging or taking the maximum gives."""
         return tuple(row for row in self.rows if row.kind is Kind.TRIVIAL)
 
+    @cached_property
+    def ranks(self) -> Mapping[str, Mapping[str, float]]:
+        """Row → chosen metric → rank of its mean from 1, the best; methods and trivial rows apart; nan undefined."""
+        found: dict[str, dict[str, float]] = {row.name: {} for row in self.rows}
+        for group in (self.methods, self.trivial):
+            for metric in self.chosen:
+                means = [row.summary(metric.name).mean for row in group]
+                for row, rank in zip(group, ranks(means, metric.higher_is_better), strict=True):
+                    found[row.name][metric.name] = rank
+        return found
+
+    def mean_rank(self, row: str) -> float:
+        """Mean of a row's ranks over the chosen metrics where it has one; nan without any."""
+        given = [rank for rank in self.ranks[row].values() if not isnan(rank)]
+        return fmean(given) if given else nan
+
+    @cached_property
+    def tests(self) -> tuple[PairedTest, ...]:
+        """Every two methods compared in every chosen metric; trivial rows are not tested."""
+        methods = self.methods
+        scores = [
+            (metric.name, metric.higher_is_better, [Scores(row.name, row.values(metric.name)) for row in methods])
+            for metric in self.chosen
+        ]
+        return paired_tests(scores)
+
     def best(self, metric: MetricInfo) -> tuple[str, ...]:
         """Names of the methods with the best mean; empty where fewer than two methods compete."""
         means = {row.name: row.summary(metric.name).mean for row in self.methods}
@@ -126,8 +207,8 @@ class Evaluation:
         return tuple(name for name, mean in means.items() if mean == best)
 
     def better_trivial(self, metric: MetricInfo) -> tuple[str, ...]:
-        """Names of the trivial rows that beat every method in one of the default metrics."""
-        if metric not in DEFAULT:
+        """Names of the trivial rows that beat every method in one of the chosen metrics."""
+        if metric not in self.chosen:
             return ()
         means = [row.summary(metric.name).mean for row in self.methods]
         means = [mean for mean in means if not isnan(mean)]
@@ -142,8 +223,18 @@ class Evaluation:
         return {
             "duskfuse": __version__,
             "data": self.data,
+            "split": self.split,
             "pairs": self.pairs,
-            **STAMP,
+            "sources_sha256": self.sha256,
+            "left_out": list(self.left_out),
+            "source_findings": [finding.to_json() for finding in self.findings],
+            "mode": str(self.mode),
+            "arithmetic": dict(self.arithmetic),
+            "grey": GREY,
+            "sources": SOURCES,
+            "stretched": False,
+            "look_stretched": [row.name for row in self.rows if row.stretched],
+            "statistics": STATISTICS,
             "reference": self.reference,
             "report": str(self.out / "report.html"),
             "metrics": {
@@ -151,6 +242,7 @@ class Evaluation:
                 for metric in self.metrics
             },
             "rows": [self._row_json(row) for row in self.rows],
+            "tests": [_test_json(test) for test in self.tests],
         }
 
     def _row_json(self, row: Row) -> dict[str, Any]:
@@ -158,19 +250,51 @@ class Evaluation:
         return {
             "name": row.name,
             "kind": str(row.kind),
+            "origin": row.origin,
+            "sha256": row.sha256,
+            "looks_stretched": row.stretched,
+            "findings": [finding.to_json() for finding in row.findings],
             "mean": {name: _finite(summary.mean) for name, summary in found.items()},
+            "interval": {name: summary.interval and list(summary.interval) for name, summary in found.items()},
             "median": {name: _finite(summary.median) for name, summary in found.items()},
+            "sd": {name: _finite(summary.deviation) for name, summary in found.items()},
             "min": {name: _finite(summary.least) for name, summary in found.items()},
             "max": {name: _finite(summary.most) for name, summary in found.items()},
+            "rank": {name: _finite(rank) for name, rank in self.ranks[row.name].items()},
+            "mean_rank": _finite(self.mean_rank(row.name)),
             "undefined": {name: summary.undefined for name, summary in found.items() if summary.undefined},
             "identical": {name: summary.identical for name, summary in found.items() if summary.identical},
         }
+
+
+def in_table_order(names: Sequence[str]) -> tuple[MetricInfo, ...]:
+    """The metrics of these names, in the order of `METRICS`; KeyError for another name."""
+    wanted = set(names)
+    if unknown := wanted - {metric.name for metric in METRICS}:
+        raise KeyError(min(unknown))
+    return tuple(metric for metric in METRICS if metric.name in wanted)
 
 
 def reference_metric(reference: str) -> MetricInfo:
     """Describe the column that compares every row with one of them."""
     meaning = f"10 log₁₀(255²/MSE) in dB between a row's 8-bit picture and that of {reference}, mean over the pairs"
     return MetricInfo(f"PSNR to {reference}", True, meaning, 2)
+
+
+_NO_SCORES = Summary.of([])
+
+
+def _test_json(test: PairedTest) -> dict[str, Any]:
+    return {
+        "metric": test.metric,
+        "first": test.first,
+        "second": test.second,
+        "pairs": test.pairs,
+        "mean_difference": _finite(test.difference),
+        "p": test.p,
+        "p_corrected": test.p_corrected,
+        "better": test.better,
+    }
 
 
 def _finite(value: float) -> float | None:

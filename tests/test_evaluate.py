@@ -22,7 +22,8 @@ from duskfuse.evaluate.evaluation_report import terminal_table
 from duskfuse.evaluate.fusers import open_fuser
 from duskfuse.evaluate.metrics import DEFAULT as METRICS
 from duskfuse.evaluate.metrics import SourceStatistics, fusion_metrics
-from duskfuse.evaluate.scores import Kind, Summary
+from duskfuse.evaluate.scores import Kind
+from duskfuse.evaluate.statistics import Summary
 from duskfuse.students.unet import UNetStudent
 
 TRIVIAL = ["average", "maximum", "visible only", "infrared only"]
@@ -120,10 +121,10 @@ def test_json_is_strict_and_stamped(data: Path, tmp_path: Path):
     stored = json.loads((tmp_path / "out" / "metrics.json").read_text(), parse_constant=no_constants)
     assert stored == found.to_json()
     assert stored["duskfuse"]
-    assert {key: stored[key] for key in ("data", "pairs", "definitions", "stretched", "reference")} == {
+    assert {key: stored[key] for key in ("data", "pairs", "mode", "stretched", "reference")} == {
         "data": "night & day",
         "pairs": 3,
-        "definitions": "definition",
+        "mode": "definition",
         "stretched": False,
         "reference": None,
     }
@@ -134,7 +135,7 @@ def test_json_is_strict_and_stamped(data: Path, tmp_path: Path):
     assert rows["blend"]["median"]["Qabf"] == pytest.approx(np.median(values))
     assert (rows["blend"]["min"]["Qabf"], rows["blend"]["max"]["Qabf"]) == (min(values), max(values))
     assert rows["visible only"]["mean"]["SCD"] is None
-    assert rows["visible only"]["undefined"] == {"SCD": 3}
+    assert rows["visible only"]["undefined"] == {"SCD": 3, "MS-SSIM": 3}  # 48 by 64 pixels have no five scales
     assert stored["metrics"]["Nabf"]["higher_is_better"] is False
 
 
