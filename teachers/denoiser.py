@@ -88,11 +88,11 @@ class ConditionalDenoiser(nn.Module):
         Returns:
             x̂_0, ``[B, 1, H, W]`` float32 around [−1, 1], not clipped.
         """
-        said = self._unet_output(torch.cat([noisy, 2 * vis_y - 1, 2 * ir - 1], dim=1), timestep)
+        output = self._unet_output(torch.cat([noisy, 2 * vis_y - 1, 2 * ir - 1], dim=1), timestep)
         if self.config.prediction is Prediction.PICTURE:
-            return 2 * torch.maximum(vis_y, ir) - 1 + _DIFFERENCE * said
+            return 2 * torch.maximum(vis_y, ir) - 1 + _DIFFERENCE * output
         signal = self.signal_at(timestep)
-        return (noisy - (1 - signal).sqrt() * said) / signal.sqrt()
+        return (noisy - (1 - signal).sqrt() * output) / signal.sqrt()
 
     def output_gain(self, timestep: Tensor) -> Tensor:
         """How far x̂_0 moves when the last convolution's output moves by one, ``[B, 1, 1, 1]``."""
@@ -116,8 +116,8 @@ class ConditionalDenoiser(nn.Module):
         padded = pad_reflected(inputs, (-(-height // step) * step, -(-width // step) * step))
         # channels_last: unshuffling and padding lose it, and convolutions on a CPU run several times faster in it.
         patches = F.pixel_unshuffle(padded, patch).contiguous(memory_format=torch.channels_last)
-        said: Tensor = F.pixel_shuffle(self.unet(patches, timestep).sample, patch)
-        return said[..., :height, :width].float()
+        output: Tensor = F.pixel_shuffle(self.unet(patches, timestep).sample, patch)
+        return output[..., :height, :width].float()
 
 
 @cache
