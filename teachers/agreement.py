@@ -26,11 +26,13 @@ Plane = NDArray[np.float32]
 """One channel, ``[h, w]`` float32 in [0, 1]."""
 
 DETAIL_FLOOR = 0.4
-"""A picture below is not of this pair."""
+"""A picture below is not of this pair, or of a network that was hardly trained."""
 SSIM_FLOOR = 0.3
 """A picture whose SSIM with both sources is below is no fusion of them."""
 GAIN_LIMITS = (1 / 3, 3.0)
 """A picture that needs less has little to do with the sources; one that needs more shows its 8-bit steps."""
+GREY_LEVEL = 1 / 255
+"""Sources with less detail have none: it is what rounding to 8 bit leaves. Real ones have 1.8 grey levels or more."""
 SAME_SHADE = 1e-3
 """Standard deviation (of 1) under which a picture counts as constant."""
 
@@ -59,15 +61,11 @@ class Agreement:
         """With the nearer source."""
         return max(self.ssim_ir, self.ssim_vis)
 
-    def refusal(self, *, computed: bool) -> str | None:
-        """Why the picture is no fusion of this pair; None where it may be one.
-
-        The detail of a picture that was ``computed`` from the pair just now need not prove that it belongs to it.
-        """
-        if not computed and self.detail < DETAIL_FLOOR:
-            return (
-                f"detail correlates by {self.detail:.2f} (at least {DETAIL_FLOOR}): of another pair, shifted or resized"
-            )
+    def refusal(self) -> str | None:
+        """Why the picture is no fusion of this pair; None where it may be one."""
+        if self.detail < DETAIL_FLOOR:
+            why = "of another pair, shifted, resized, or without detail"
+            return f"its detail correlates by {self.detail:.2f} with the sources' (at least {DETAIL_FLOOR}): {why}"
         if self.ssim < SSIM_FLOOR:
             return (
                 f"SSIM is {self.ssim_ir:.2f} with infrared and {self.ssim_vis:.2f} with visible (at least {SSIM_FLOOR})"
@@ -116,13 +114,16 @@ def match_brightness(y: Plane, target: Plane) -> tuple[float, float]:
 def detail_correlation(y: Plane, ir: Plane, vis_y: Plane) -> float:
     """Multiple correlation R of the detail of ``y`` with the details of ir, vis and max(ir, vis).
 
-    R² is the share of the detail's energy that the best linear combination of the three explains; 0 without detail.
+    R² is the share of the detail's energy that the best linear combination of the three explains; 0 where ``y`` has no
+    detail, and 1 where the sources have less than a grey level of it, which proves nothing.
     """
     wanted = _detail(y)
+    given = np.stack([_detail(ir), _detail(vis_y), _detail(np.maximum(ir, vis_y))])
+    if float(given.std(axis=1).max()) < GREY_LEVEL:
+        return 1.0
     energy = float(wanted @ wanted)
     if energy == 0:
         return 0.0
-    given = np.stack([_detail(ir), _detail(vis_y), _detail(np.maximum(ir, vis_y))])
     shared = given @ wanted
     weights = np.linalg.lstsq(given @ given.T, shared, rcond=None)[0]
     return float(np.sqrt(np.clip(weights @ shared / energy, 0, 1)))

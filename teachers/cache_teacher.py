@@ -40,7 +40,7 @@ from duskfuse.teachers.agreement import SAME_SHADE, measure
 from duskfuse.teachers.combine_teachers import Combination, CombinedTeacher, QualityScore
 from duskfuse.teachers.ddfm import DdfmTeacher
 from duskfuse.teachers.open_teacher import TeacherOpening, open_teacher
-from duskfuse.teachers.teacher import Teacher, TeacherJob, TeacherPicture, ValueTransform
+from duskfuse.teachers.teacher import Teacher, TeacherJob, TeacherPicture
 from duskfuse.teachers.teacher_item import TeacherItem
 
 _SAMPLE = 3
@@ -133,7 +133,7 @@ class TeacherWork(Work[TeacherJob, TeacherJob]):
         pair, rows, columns = job.read(), slice(top, top + height), slice(left, left + width)
         ir, vis_y = (plane[0, rows, columns].numpy() for plane in (pair.ir, luminance(pair.vis)))
         agreement = measure(np.ascontiguousarray(picture.y, np.float32), ir, vis_y)
-        refusal = agreement.refusal(computed=picture.transform is not ValueTransform.UNKNOWN)
+        refusal = agreement.refusal()
         if refusal is not None:
             raise _refused(job, refusal)
         return TeacherImage(to_u8(picture.y), TeacherItem.describe(job, picture, agreement).to_meta())

@@ -206,7 +206,7 @@ def broken(ir: Grey, vis: Grey) -> NDArray[np.float32]:
     [
         (broken, "1 of 7000 values are NaN or infinite"),
         (lambda ir, vis: np.full(SIZE, 0.5), "constant"),
-        (lambda ir, vis: np.random.default_rng(0).random(SIZE), "SSIM is"),
+        (lambda ir, vis: np.random.default_rng(0).random(SIZE), "its detail correlates by 0"),
         (lambda ir, vis: mean_of(ir, vis)[:40], "does not fit 100×40 pixels"),
     ],
     ids=["nan", "constant", "noise", "size"],
@@ -230,7 +230,7 @@ def test_useless_pictures_of_a_network_are_refused(
 def test_a_ready_picture_of_another_pair_is_refused(data: Path, cache: Path) -> None:
     pictures = means(data)
     write_picture(data / "teacher" / "mean" / "c.png", pictures["d"])
-    with pytest.raises(InputError, match=r"teacher picture of c: detail correlates by 0\..* of another pair"):
+    with pytest.raises(InputError, match=r"teacher picture of c: its detail correlates by 0\..* of another pair"):
         cache_teacher(data, teacher="mean", cache=cache)
 
 
@@ -589,7 +589,7 @@ def test_the_command_line(two: Path, cache: Path, tmp_path: Path) -> None:
     write_picture(two / "teacher" / "mean" / "d.png", textured(77))
     code, _, said = call("cache-teacher", two, "--teacher", "mean", "--cache", cache)
     assert code == 2
-    assert "teacher picture of d: detail" in said
+    assert "teacher picture of d: its detail" in said
 
 
 def test_a_killed_command_goes_on_where_it_was(tmp_path: Path) -> None:
