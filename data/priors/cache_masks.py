@@ -22,7 +22,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import file_sha256, to_u8
 from duskfuse.data.priors.cache import JsonValue, PriorCache, PriorKind, PriorStore, stored_bytes
 from duskfuse.data.priors.masks import KEPT_MASKS, MaskSet
-from duskfuse.data.priors.pipeline import Engine, Tally, Todo, Work, processes, run, unmade
+from duskfuse.data.priors.pipeline import Engine, Tally, Work, processes, run, unmade
 from duskfuse.data.priors.sources import MaskSource, MaskSourceName, open_mask_source
 from duskfuse.data.progress import say, track
 
@@ -156,6 +156,21 @@ class MaskWork(Work[MaskJob, MaskInput]):
         return self._source
 
 
+class _Result(NamedTuple):
+    """What was done, or would be."""
+
+    done: int
+    already: int
+    failed: list[str]
+    seconds: float
+    bytes_per_picture: float
+    todo: list[str]
+
+    @property
+    def images(self) -> int:
+        return self.done + self.already + len(self.failed)
+
+
 def _label(job: MaskJob) -> Path:
     assert job.files.label is not None
     return job.files.label
@@ -201,20 +216,14 @@ def cache_masks(
     left_out = set(unlabelled)
     jobs = [MaskJob(files, side) for files in pairs if files.name not in left_out for side in PictureOf]
     if dry_run:
-        tally = Tally()
-        todo = list(unmade(work, track(jobs, "hashing"), store, tally))
-        seconds, size = _expected(work, todo, tally.failed, processes(work, len(todo), workers, engine))
-        done, failed, names = len(todo), tally.failed, [work.name(item.job) for item in todo[:_NAMED]]
-        already = tally.already
-        _say_expected(work, todo, seconds, size)
+        result = _planned(work, jobs, store, workers, engine)
     else:
         report = run(work, jobs, store, engine=engine, workers=workers)
-        done, already, failed, names = report.done, report.already, report.failed, []
-        seconds, size = time.monotonic() - started, store.size_bytes() / max(1, len(store.keys()))
-    images = done + already + len(failed)
-    if failed and not dry_run:
+        size = store.size_bytes() / max(1, len(store.keys()))
+        result = _Result(report.done, report.already, report.failed, report.seconds, size, [])
+    if result.failed and not dry_run:
         raise InputError(
-            f"{len(failed)} of {images} pictures have no masks: {_some(failed)}",
+            f"{len(result.failed)} of {result.images} pictures have no masks: {_some(result.failed)}",
             rule="every picture must be readable; the masks of all others are kept",
             remedy="repair or remove these pictures and run the same command again",
         )
@@ -223,16 +232,16 @@ def cache_masks(
         settings=work.settings,
         folder=str(store.folder),
         pairs=len(pairs),
-        images=images,
-        done=done,
-        already=already,
-        failed=failed,
+        images=result.images,
+        done=result.done,
+        already=result.already,
+        failed=result.failed,
         unlabelled=unlabelled,
-        seconds=round(seconds, 3),
-        seconds_per_pair=round(2 * seconds / done, 4) if done else 0.0,
-        bytes_per_pair=round(2 * size, 1),
+        seconds=round(result.seconds if dry_run else time.monotonic() - started, 3),
+        seconds_per_pair=round(2 * result.seconds / result.done, 4) if result.done else 0.0,
+        bytes_per_pair=round(2 * result.bytes_per_picture, 1),
         dry_run=dry_run,
-        todo=names,
+        todo=result.todo,
     )
 
 
@@ -286,27 +295,30 @@ def _without_label(data: Path, pairs: Sequence[PairFiles]) -> list[str]:
     return names
 
 
-def _expected(work: MaskWork, todo: Sequence[Todo[MaskJob]], failed: list[str], count: int) -> tuple[float, float]:
-    """Seconds for all of ``todo`` in ``count`` processes and bytes per picture, measured on a few spread over it."""
-    sampled = min(len(todo), 1 if work.holds_model else _SAMPLE)
-    sizes = []
+def _planned(
+    work: MaskWork, jobs: Sequence[MaskJob], store: PriorStore, workers: int | None, engine: Engine
+) -> _Result:
+    """What a run would do, reckoned from a few pictures spread over it; also said."""
+    tally = Tally()
+    todo = list(unmade(work, track(jobs, "hashing"), store, tally))
+    names = [work.name(item.job) for item in todo]
+    count = min(len(todo), 1 if work.holds_model else _SAMPLE)
+    sizes, broken = [], []
     started = time.monotonic()
-    for i in range(sampled):
+    for i in range(count):
         try:
-            sizes.append(stored_bytes(work.make(work.load(todo[i * len(todo) // sampled].job))))
+            sizes.append(stored_bytes(work.make(work.load(todo[i * len(todo) // count].job))))
         except InputError as error:
-            failed.append(str(error))
-    seconds = (time.monotonic() - started) / max(1, sampled) * len(todo) / count
-    return seconds, sum(sizes) / max(1, len(sizes))
-
-
-def _say_expected(work: MaskWork, todo: Sequence[Todo[MaskJob]], seconds: float, size: float) -> None:
+            broken.append(str(error))
+    seconds = (time.monotonic() - started) / max(1, count) * len(todo) / processes(work, len(todo), workers, engine)
+    size = sum(sizes) / max(1, len(sizes))
     infrared = sum(item.job.side is PictureOf.INFRARED for item in todo)
-    first = _some([work.name(item.job) for item in todo])
     say(
         f"would make {work.title} for {infrared} infrared and {len(todo) - infrared} visible pictures: about "
-        f"{seconds / 3600:.2g} hours and {size * len(todo) / 1e6:.2g} MB{': ' if first else ''}{first}"
+        f"{seconds / 3600:.2g} hours and {size * len(todo) / 1e6:.2g} MB" + (f": {_some(names)}" if names else "")
     )
+    done = len(todo) - len(broken)
+    return _Result(done, tally.already, tally.failed + broken, seconds, size, names[:_NAMED])
 
 
 def _some(names: Sequence[str]) -> str:
