@@ -471,7 +471,7 @@ def test_a_sealed_table_that_lies_about_its_records_ends(shard: Shard):
     content = bytearray(shard.content)
     first, second = (int(shard.table.lengths[row]) for row in (0, 1))
     rows = len(shard.table.lengths)
-    at = records._LABEL_AT + records._HEAD.unpack_from(content)[4] + 32 + 8 * rows
+    at = records._LABEL_AT + records._head(bytes(content)).label_bytes + 32 + 8 * rows
     struct.pack_into("<II", content, at, first + 1, second - 1)
     records._write_digest(content, int(shard.table.offsets[0]))
     assert shard.missing(shard.damaged(bytes(content))) == set()

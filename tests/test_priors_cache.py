@@ -28,7 +28,7 @@ from duskfuse.data.priors.cache import (
     pair_key,
     stored_bytes,
 )
-from duskfuse.data.priors.masks import MaskSet
+from duskfuse.data.priors.masks import MAX_PIXELS, MaskSet
 
 
 def some_masks(seed: int, height: int = 12, width: int = 17) -> MaskSet:
@@ -90,6 +90,38 @@ def test_teacher_images_are_kept_exactly(tmp_path: Path):
     assert seen.meta == {"name": "p1", "range": [0, 1.5]}
     with pytest.raises(TypeError, match="MaskSet"):
         store.put(key, some_masks(0))
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path):
+    store = PriorCache(tmp_path).store(PriorKind.TEACHER, "ddfm", {})
+    with pytest.raises(ValueError, match=r"want \[H,W\]"):
+        store.put("k", TeacherImage(np.zeros((4, 4, 3), np.uint8)))
+    with pytest.raises(ValueError, match="float32"):
+        store.put("k", TeacherImage(np.zeros((4, 4), np.float32)))  # type: ignore[arg-type]
+    giant = np.broadcast_to(np.uint8(0), (MAX_PIXELS, 2))
+    with pytest.raises(InputError, match=r"at most 67,108,864 pixels.*tiles"):
+        store.put("k", TeacherImage(giant))
+    with pytest.raises(InputError, match="tiles"):
+        MaskSet.from_masks(np.broadcast_to(False, (1, MAX_PIXELS, 2)))
+    assert not store.folder.exists()
+
+
+def test_records_of_another_parquet_writer_are_merged(store: PriorStore, monkeypatch: pytest.MonkeyPatch):
+    """Another version of the library makes other bytes of the same row; here another compression level does."""
+    store.put("k0", some_masks(0, 60, 80))
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_ZSTD_LEVEL", 1)
+        store.put("k1", some_masks(1, 60, 80))
+        store.put("k2", some_masks(2, 60, 80))
+        single = (store.folder / "item-k1.parquet").read_bytes()
+    store.compact()
+    assert row_groups(store) == [3]
+    assert all(same(again(store).get(f"k{i}"), some_masks(i, 60, 80)) for i in range(3))
+    copies = store._copies("k1")
+    assert copies is not None
+    ((_, merged),) = copies
+    assert merged != single
+    assert records.written_ns(merged) == records.written_ns(single)
 
 
 def test_pair_key_depends_on_order_and_both():

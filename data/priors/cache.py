@@ -224,27 +224,28 @@ class PriorStore:
         Raises:
             StorageError: the disk refuses; everything finished before is kept.
         """
-        self._put(key, bind(encode_record(self.kind, key, record), self._name, time.time_ns()))
+        self.put_encoded(key, encode_record(self.kind, key, record))
 
     def put_encoded(self, key: str, data: bytes) -> None:
-        """Write what another process made by `encode_record`, after checking that it is intact and of this key.
+        """Write what this or another process made by `encode_record`, after reading it back from these bytes.
 
         Raises:
-            InputError: it is not.
+            InputError: it is not intact, not of this key, or belongs to another store.
             StorageError: the disk refuses; everything finished before is kept.
         """
+        if not _NAME.fullmatch(key):
+            raise ValueError(f"key {key!r} is no file name")
         try:
             bound = bind(data, self._name, time.time_ns())
-            if key_of(bound, self.kind, self._name) != key:
+            if self._checked(bound) != key:
                 raise DamagedError("the record of another key")
-            decode_record(bound, self.kind)
         except (DamagedError, OtherVersionError) as error:
             raise InputError(
                 f"{len(data)} bytes for {key[:12]}… are not its {self.kind} ({error})",
                 rule="records come from encode_record of the same version of duskfuse",
                 remedy="make the record again",
             ) from error
-        self._put(key, bound)
+        self._write(key, bound)
 
     def compact(self) -> None:
         """Merge single records and part-filled shards into shards of up to `FULL_ROWS` records.
@@ -451,9 +452,7 @@ class PriorStore:
         except OSError as error:
             raise storage_error(self.folder, error) from error
 
-    def _put(self, key: str, data: bytes) -> None:
-        if not _NAME.fullmatch(key):
-            raise ValueError(f"key {key!r} is no file name")
+    def _write(self, key: str, data: bytes) -> None:
         name = f"{_SINGLE}{key}{SUFFIX}"
         with self._writing():
             self._settle()

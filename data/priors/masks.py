@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from duskfuse.data.errors import InputError
+
 KEPT_MASKS = 20
 """Masks kept of each picture (SAGE's mask cache keeps the 20 largest)."""
 
@@ -72,12 +74,14 @@ class MaskSet:
     ) -> MaskSet:
         """Encode ``[M, H, W]`` booleans: empty masks are dropped, the others sorted by area, largest first.
 
-        ``predicted_iou`` and ``stability`` are ``[M]`` in the order of ``masks``.
+        ``predicted_iou`` and ``stability`` are ``[M]`` in the order of ``masks``. InputError where the picture has
+        more than `MAX_PIXELS`.
         """
         planes = np.asarray(masks, dtype=bool)
         if planes.ndim != 3:
             raise ValueError(f"masks {planes.shape}, want [M,H,W]")
         count, height, width = planes.shape
+        check_pixels(height, width)
         area = planes.sum(axis=(1, 2), dtype=np.int32)
         order = np.argsort(-area, kind="stable")
         order = order[area[order] > 0]
@@ -134,6 +138,16 @@ class MaskSet:
         above = y % 8 - y
         rows = _decode(self.bits[index], w, y0 + above, y1 + above)
         plane[y0 - top : y1 - top, x0 - left : x1 - left] = rows[:, x0 - x : x1 - x]
+
+
+def check_pixels(height: int, width: int) -> None:
+    """Raise InputError for a picture that is too large to have priors."""
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"a picture of {width}×{height} pixels",
+            rule=f"pictures with priors have at most {MAX_PIXELS:,} pixels",
+            remedy="cut it into tiles, or scale it down",
+        )
 
 
 def _code(crop: NDArray[np.bool_], above: int) -> bytes:

@@ -2,10 +2,9 @@
 
 A record is a complete Parquet file of one row. Between Parquet's opening magic and its data stands a seal: version,
 kind, key, the store it belongs to, when it was written, its length, and a BLAKE2b digest of everything else in the
-file. A shard is a
-Parquet file with one row group per record whose row groups lie inside the very same sealed records; its own opening
-seal covers a table of their keys, lengths and a digest of Parquet's footer. Any Parquet reader reads both; the columns
-are in `SCHEMAS`.
+file. A shard is a Parquet file with one row group per record whose row groups lie inside the very same sealed records;
+its own opening seal covers a table of their keys and lengths, and a digest of Parquet's footer. Any Parquet reader
+reads both; the columns are in `SCHEMAS`, and whoever changes them raises `FORMAT_VERSION`.
 
 What is guaranteed: every byte of a file is under a digest; the Parquet reader is given one record in memory after its
 digest, store and key were found right, and never a footer of a shard; a record is found and checked without the rest of
@@ -24,7 +23,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from hashlib import blake2b
 from itertools import repeat
-from mmap import mmap
 from typing import Any, NamedTuple
 
 import cv2
@@ -37,7 +35,7 @@ from pydantic import JsonValue
 from duskfuse.data.containers import Container, size_of
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import decode_png, encode_png
-from duskfuse.data.priors.masks import MAX_PIXELS, MaskSet
+from duskfuse.data.priors.masks import MAX_PIXELS, MaskSet, check_pixels
 
 FORMAT_VERSION = 2
 RECORD_BYTES = 2**27
@@ -100,16 +98,30 @@ class _Form(IntEnum):
     SHARD = 2
 
 
-class _Seal(NamedTuple):
-    form: _Form
-    store: bytes
-    label: dict[str, Any]
+class _Head(NamedTuple):
+    """The beginning of a seal, of fixed length; the digest and the label follow."""
+
+    parquet: bytes
+    magic: bytes
+    version: int
+    form: int
+    label_bytes: int
     end: int
     """Bytes under the digest: all of a record; of a shard, what precedes its first record."""
     total: int
     """Bytes of the whole record or shard."""
-    content: int
-    """Where the bytes after the label begin."""
+    written_ns: int
+    store: bytes
+
+    @property
+    def content(self) -> int:
+        """Where the bytes after the label begin."""
+        return _LABEL_AT + self.label_bytes
+
+
+class _Seal(NamedTuple):
+    head: _Head
+    label: dict[str, Any]
 
 
 class Shard(NamedTuple):
@@ -166,13 +178,13 @@ def bind(data: bytes, store: bytes, written_ns: int) -> bytes:
     seal = _open(data, _Form.RECORD, *{UNBOUND, store})
     bound = bytearray(data)
     _BINDING.pack_into(bound, _HEAD.size - _BINDING.size, written_ns, store)
-    _write_digest(bound, seal.end)
+    _write_digest(bound, seal.head.end)
     return bytes(bound)
 
 
 def written_ns(data: bytes) -> int:
     """When a record was written to its store: of several with one key the latest counts."""
-    return int(_HEAD.unpack_from(data)[-2])
+    return _head(data).written_ns
 
 
 def key_of(data: bytes, kind: PriorKind, store: bytes) -> str:
@@ -183,7 +195,7 @@ def key_of(data: bytes, kind: PriorKind, store: bytes) -> str:
     """
     seal = _open(data, _Form.RECORD, store)
     key = seal.label.get("key")
-    if not isinstance(key, str) or seal.label.get("kind") != kind or len(data) != seal.total:
+    if not isinstance(key, str) or seal.label.get("kind") != kind or len(data) != seal.head.total:
         raise DamagedError(f"no record of {kind}")
     return key
 
@@ -210,15 +222,15 @@ def sealed_bytes(head: bytes) -> int:
     """
     if len(head) < _LABEL_AT or not head.startswith(_OPENING):
         raise DamagedError("no seal at its beginning")
-    *_, label, end, total, _, _ = _HEAD.unpack_from(head)
-    if not _LABEL_AT + label <= end <= total <= (RECORD_BYTES if is_record(head) else FILE_BYTES):
+    said = _head(head)
+    if not said.content <= said.end <= said.total <= (RECORD_BYTES if said.form == _Form.RECORD else FILE_BYTES):
         raise DamagedError("impossible lengths")
-    return int(end)
+    return said.end
 
 
 def is_record(head: bytes) -> bool:
     """Whether a file that begins like this says it is one record, and not a shard."""
-    return len(head) >= _HEAD.size and bool(_HEAD.unpack_from(head)[3] == _Form.RECORD)
+    return len(head) >= _HEAD.size and _head(head).form == _Form.RECORD
 
 
 def is_version_1(tail: bytes) -> bool:
@@ -233,27 +245,27 @@ def read_shard(head: bytes, file_bytes: int, kind: PriorKind, store: bytes) -> S
     Raises:
         DamagedError, OtherVersionError: no intact beginning of a shard of this store, or the file has another length.
     """
-    seal = _open(head, _Form.SHARD, store)
-    rows = seal.label.get("rows")
-    if not isinstance(rows, int) or seal.label.get("kind") != kind:
+    said, label = _open(head, _Form.SHARD, store)
+    rows = label.get("rows")
+    if not isinstance(rows, int) or label.get("kind") != kind:
         raise DamagedError(f"no shard of {kind}")
-    if seal.total != file_bytes:
-        raise DamagedError(f"{file_bytes} of {seal.total} bytes")
-    table = memoryview(head[seal.content + _DIGEST_BYTES : seal.end])
+    if said.total != file_bytes:
+        raise DamagedError(f"{file_bytes} of {said.total} bytes")
+    table = memoryview(head[said.content + _DIGEST_BYTES : said.end])
     if not 0 <= 12 * rows <= len(table):
         raise DamagedError("another number of keys than of records")
     hashes, lengths = np.frombuffer(table, "<u8", rows), np.frombuffer(table, "<u4", rows, 8 * rows)
-    ends = seal.end + np.cumsum(lengths, dtype=np.int64)
-    if rows and ends[-1] > seal.total:
+    ends = said.end + np.cumsum(lengths, dtype=np.int64)
+    if rows and ends[-1] > said.total:
         raise DamagedError("records beyond its end")
     return Shard(table[12 * rows :], hashes, (ends - lengths).astype(np.uint32), lengths)
 
 
 def check_footer(content: bytes, shard: Shard) -> None:
     """Raise DamagedError where Parquet's own footer of a whole shard, which other programs read, was changed."""
-    seal = _open(content, _Form.SHARD)
-    records_end = int(shard.offsets[-1]) + int(shard.lengths[-1]) if len(shard.offsets) else seal.end
-    if _digest(content[records_end:]) != content[seal.content : seal.content + _DIGEST_BYTES]:
+    said, _ = _open(content, _Form.SHARD)
+    records_end = int(shard.offsets[-1]) + int(shard.lengths[-1]) if len(shard.offsets) else said.end
+    if _digest(content[records_end:]) != content[said.content : said.content + _DIGEST_BYTES]:
         raise DamagedError("its Parquet footer was changed")
 
 
@@ -263,15 +275,15 @@ def make_shard(kind: PriorKind, store: bytes, records: Sequence[bytes]) -> bytes
     rows = [_read_row(data, kind) for data in records]
     shard = _join(kind, store, keys, rows, records)
     if shard is None:  # encoded by another version of the Parquet library
-        times = [written_ns(data) for data in records]
-        again = [_sealed_record(kind, *parts) for parts in zip(keys, repeat(store), times, rows, strict=False)]
+        times = map(written_ns, records)
+        again = [_sealed_record(kind, *of_one) for of_one in zip(keys, repeat(store), times, rows, strict=False)]
         shard = _join(kind, store, keys, rows, again)
     if shard is None:
         raise RuntimeError("the Parquet writer makes other bytes of the same row each time")
     return shard
 
 
-def intact_records(content: bytes | mmap, kind: PriorKind, store: bytes) -> Iterator[tuple[int, int, str]]:
+def intact_records(content: bytes, kind: PriorKind, store: bytes) -> Iterator[tuple[int, int, str]]:
     """Offset, length and key of every record of this store in whatever is left of a file, found by their seals."""
     position, budget = content.find(_OPENING), 4 * len(content)
     while position >= 0 and budget > 0:  # a file made of openings that all claim the rest would cost its square
@@ -304,19 +316,24 @@ def _open(data: bytes, form: _Form, *stores: bytes) -> _Seal:
     end = sealed_bytes(data)
     if end > len(data):
         raise DamagedError(f"{len(data)} of {end} bytes")
-    _, _, version, found, label, _, total, _, store = _HEAD.unpack_from(data)
-    view = memoryview(data)
+    said, view = _head(data), memoryview(data)
     if _digest(view[: _HEAD.size], view[_LABEL_AT:end]) != data[_HEAD.size : _LABEL_AT]:
         raise DamagedError("its digest is another")
-    if version != FORMAT_VERSION:
-        raise OtherVersionError(version)
-    if found != form or (stores and store not in stores):
-        raise DamagedError("belongs to another store" if found == form else f"no {form.name.lower()}")
+    if said.version != FORMAT_VERSION:
+        raise OtherVersionError(said.version)
+    if said.form != form:
+        raise DamagedError(f"no {form.name.lower()}")
+    if stores and said.store not in stores:
+        raise DamagedError("belongs to another store")
     try:
-        said = json.loads(data[_LABEL_AT : _LABEL_AT + label])
+        label = json.loads(data[_LABEL_AT : said.content])
     except (ValueError, RecursionError) as error:
         raise DamagedError("its label is no JSON") from error
-    return _Seal(form, store, said if isinstance(said, dict) else {}, end, total, _LABEL_AT + label)
+    return _Seal(said, label if isinstance(label, dict) else {})
+
+
+def _head(data: bytes) -> _Head:
+    return _Head._make(_HEAD.unpack_from(data))
 
 
 def _seal(form: _Form, label: dict[str, JsonValue], end: int, total: int, written: int, store: bytes) -> bytes:
@@ -374,7 +391,7 @@ def _join(
         sink.write(bytes(room - len(_PARQUET)))
         for data, row in zip(records, rows, strict=True):
             end = sink.tell() + len(data)
-            sink.write(memoryview(data)[: _content_at(data)])
+            sink.write(memoryview(data)[: _head(data).content])
             writer.write_table(row)
             written = len(data) - (end - sink.tell())
             sink.write(memoryview(data)[written:])
@@ -386,11 +403,6 @@ def _join(
     content[:room] = opening + _digest(content[records_end:]) + table
     _write_digest(content, room)
     return bytes(content)
-
-
-def _content_at(data: bytes) -> int:
-    """Where Parquet's pages begin in a record."""
-    return _LABEL_AT + int(_HEAD.unpack_from(data)[4])
 
 
 def _writer(sink: pa.BufferOutputStream, kind: PriorKind) -> pq.ParquetWriter:
@@ -412,6 +424,9 @@ def _row(kind: PriorKind, key: str, record: Record) -> pa.Table:
         fields = {name: getattr(record, name) for name in SCHEMAS[kind].names if name != "key"}
         fields["boxes"] = record.boxes.ravel()
     elif kind is PriorKind.TEACHER and isinstance(record, TeacherImage):
+        if record.y.ndim != 2:
+            raise ValueError(f"y {record.y.shape}, want [H,W]")
+        check_pixels(*record.y.shape)
         fields = {"y_png": encode_png(record.y), "meta": json.dumps(record.meta, allow_nan=False)}
     else:
         raise TypeError(f"{type(record).__name__} in a store of {kind}")
