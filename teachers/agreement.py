@@ -65,7 +65,7 @@ class Agreement:
         """Why the picture is no fusion of this pair; None where it may be one."""
         if self.detail < DETAIL_FLOOR:
             why = "of another pair, shifted, resized, or without detail"
-            return f"its detail correlates by {self.detail:.2f} with the sources' (at least {DETAIL_FLOOR}): {why}"
+            return f"its detail correlates by {self.detail:.3f} with the sources' (at least {DETAIL_FLOOR}): {why}"
         if self.ssim < SSIM_FLOOR:
             return (
                 f"SSIM is {self.ssim_ir:.2f} with infrared and {self.ssim_vis:.2f} with visible (at least {SSIM_FLOOR})"
