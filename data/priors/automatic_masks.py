@@ -3,7 +3,7 @@
 The procedure is that of segment-anything (Kirillov et al., ICCV 2023, appendix B), whose helpers are used, and its
 outcome is the same. What differs is the order of the work: answers that the network itself thinks little of are dropped
 before they are brought to full size, full-size logits exist for a few masks at a time, and the masks that are left are
-kept as the compressed bits inside their bounding boxes. So 32,768 points need no more memory than 1,024.
+kept as the compressed bits inside their bounding boxes. So 32,768 points need hardly more memory than 1,024.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import cv2
@@ -119,20 +120,22 @@ class AutomaticMasks:
             seen = self._network.see(image_rgb[y0:y1, x0:x1])
         except torch.OutOfMemoryError:
             raise self._out_of_memory(image_rgb, "one crop") from None
-        points = grid * (x1 - x0, y1 - y0)
-        found = _join([part for batch in self._answered(seen, points, image_rgb, crop) for part in batch])
+        gathering = _Gathering()
+        for answers in self._answered(seen, grid * (x1 - x0, y1 - y0), image_rgb, crop):
+            gathering.add(answers)
+        found = gathering.found()
         return found.without_duplicates(found.predicted_iou)
 
     def _answered(
         self, seen: PromptedPicture, points: NDArray[np.float64], image_rgb: NDArray[np.uint8], crop: list[int]
-    ) -> Iterator[list[_Found]]:
+    ) -> Iterator[_Found]:
         """Good answers, batch by batch; fewer points at once, from now on, where the GPU's memory is too small."""
         start = 0
         while start < len(points):
             batch = points[start : start + self._points_at_once]
             answers = None
             try:
-                answers = list(self._good(seen, batch, image_rgb.shape, crop))
+                answers = _join(list(self._good(seen, batch, image_rgb.shape, crop)))
             except torch.OutOfMemoryError:
                 if self._points_at_once == 1:
                     raise self._out_of_memory(image_rgb, "one point") from None
@@ -251,6 +254,32 @@ class _Found:
             x0, y0, x1, y1 = self.boxes[i]
             plane[y0 : y1 + 1, x0 : x1 + 1] = self.mask(i)
         return MaskSet.from_masks(planes, self.predicted_iou[order], self.stability[order])
+
+
+class _Gathering:
+    """Masks of many batches in one growing buffer.
+
+    Thousands of small blocks that outlive the large ones beside them leave a heap of gaps that nothing large fits into.
+    """
+
+    def __init__(self) -> None:
+        self._boxes: list[list[int]] = []
+        self._scores: list[tuple[float, float]] = []
+        self._codes, self._ends = bytearray(), [0]
+
+    def add(self, found: _Found) -> None:
+        """Copy these masks."""
+        self._boxes += found.boxes.tolist()
+        self._scores += zip(found.predicted_iou.tolist(), found.stability.tolist(), strict=True)
+        for code in found.codes:
+            self._codes += code
+            self._ends.append(len(self._codes))
+
+    def found(self) -> _Found:
+        """All masks, in the order in which they were added."""
+        codes = [bytes(self._codes[start:end]) for start, end in pairwise(self._ends)]
+        scores = np.array(self._scores, np.float32).reshape(-1, 2)
+        return _Found(np.array(self._boxes, np.int64).reshape(-1, 4), codes, scores[:, 0], scores[:, 1])
 
 
 def without_small_regions(mask: NDArray[np.bool_], min_area: int) -> NDArray[np.bool_]:
