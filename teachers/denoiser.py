@@ -150,7 +150,7 @@ def _unet(config: DenoiserConfig, inputs: int, outputs: int) -> Any:
         ) from None
     groups = math.gcd(*config.widths) // _GROUP_CHANNELS
     attends = [level in config.attention for level in range(len(config.widths))]
-    return UNet2DModel(  # type: ignore[no-untyped-call]
+    return UNet2DModel(
         in_channels=inputs,
         out_channels=outputs,
         block_out_channels=config.widths,
