@@ -2,93 +2,46 @@
 
 Every method is scored on its 8-bit luminance: a model's output is rounded to 8 bit, a fused picture is converted to
 grey. (Colouring a fused luminance keeps it, so a model and the pictures it wrote get the same scores to within
-rounding.) Nothing is stretched.
+rounding.) Nothing is stretched or resized. All input is looked at before the first score, so that everything that is
+wrong is said at once; scores are kept as they come, so that the same command goes on after a kill, and an evaluation
+with one more method computes that method only.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, partial
-from math import isnan
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from difflib import get_close_matches
+from enum import StrEnum
 from pathlib import Path
 
-import cv2
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from duskfuse.data.atomic import write_atomically
-from duskfuse.data.colour import BLUE, GREEN, RED, recombine
+from duskfuse.data.atomic import sole
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import grey_u8, picture_size, read_grey_u8, to_u8
-from duskfuse.data.layout import find_pairs, pictures_by_stem
-from duskfuse.data.pair_files import PairFiles, check_sizes, read_ir, read_vis
-from duskfuse.data.progress import track
+from duskfuse.data.layout import find_pairs
+from duskfuse.data.pair_files import PairFiles
+from duskfuse.data.priors.pipeline import cores
+from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
 from duskfuse.evaluate.evaluation_report import evaluation_page
-from duskfuse.evaluate.fusers import Fuser, open_fuser, size_text
-from duskfuse.evaluate.metrics import Grey, SourceStatistics, fusion_metrics
-from duskfuse.evaluate.moments import psnr_between
-from duskfuse.evaluate.scores import Evaluation, GalleryPair, Kind, Row, reference_metric
-
-GALLERY_PAIRS = 6
-_DARK_PAIRS = 3
-_GALLERY_SIDE = 640
-_WORKERS = 2
-_MODEL_SUFFIXES = frozenset({".onnx", ".safetensors"})
-
-
-class _Sources:
-    """The pictures of one pair: 8-bit grey for the metrics, float for the models, read when asked for."""
-
-    def __init__(self, files: PairFiles) -> None:
-        self.files = files
-
-    @cached_property
-    def ir_u8(self) -> Grey:
-        return to_u8(self.ir)
-
-    @cached_property
-    def vis_u8(self) -> Grey:
-        return grey_u8(to_u8(self.vis))
-
-    @cached_property
-    def ir(self) -> NDArray[np.float32]:
-        return read_ir(self.files)
-
-    @cached_property
-    def vis(self) -> NDArray[np.float32]:
-        return read_vis(self.files)
-
-    @cached_property
-    def vis_y(self) -> NDArray[np.float32]:
-        return self.vis @ np.array([RED, GREEN, BLUE], np.float32)
+from duskfuse.evaluate.gallery import gallery_choice, gallery_pair
+from duskfuse.evaluate.kept_scores import SCORES_FILE, KeptScores, holds_scores
+from duskfuse.evaluate.methods import Method, check_names, folders, models, trivial
+from duskfuse.evaluate.metrics import DEFAULT_METRICS, METRICS, MetricInfo, Mode
+from duskfuse.evaluate.results_files import write_results
+from duskfuse.evaluate.score_pairs import arithmetic
+from duskfuse.evaluate.scores import Evaluation, Finding, GalleryPair, Oddity
+from duskfuse.evaluate.source_pictures import SeenSources, SourcePictures, look_at_sources
+from duskfuse.evaluate.wanted_scores import WantedScores
 
 
-@dataclass(frozen=True)
-class _Method:
-    """A row to come."""
+class OnBad(StrEnum):
+    """What becomes of a pair whose sources or fused pictures are unusable for some row."""
 
-    name: str
-    kind: Kind
-    fuse: Callable[[_Sources], Grey]
-    """8-bit fused luminance, ``[H, W]``."""
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """What one pair gives."""
-
-    brightness: float
-    scores: Mapping[str, Mapping[str, float]]
-    """Method name → metric name → value."""
+    ERROR = "error"
+    """Nothing is scored, and all that is wrong is listed."""
+    SKIP = "skip"
+    """The pair is left out for all rows, so that their means stay comparable."""
 
 
 def evaluate(
@@ -96,56 +49,120 @@ def evaluate(
     *,
     model: Sequence[str | Path] = (),
     fused: Mapping[str, Path] | None = None,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    mode: Mode = Mode.DEFINITION,
+    split: str | None = None,
     reference: str | None = None,
     out: Path,
     reading: Reading | Path | None = None,
+    on_bad: OnBad = OnBad.ERROR,
+    workers: int | None = None,
     overwrite: bool = False,
 ) -> Evaluation:
-    """Score fusion methods on all pairs of a folder; write ``per_image.csv``, ``metrics.json`` and ``report.html``.
+    """Score fusion methods on all pairs of a folder; write tables, ``metrics.json`` and ``report.html``.
 
     The rows are the models, the folders of fused pictures, and always four trivial ones: average (rounded down),
-    maximum, visible only and infrared only.
+    maximum, visible only and infrared only. In a folder that holds an earlier evaluation of the data, what it has
+    scored is not computed again, unless a picture, a model, the mode or the code of the metrics has changed.
 
     Args:
         data: folder of pairs, see :func:`duskfuse.data.layout.find_pairs`.
         model: zoo names, checkpoints and ONNX files; a row is called by the name or the file's stem.
         fused: row name → folder of fused pictures, matched with the pairs by name or stem.
+        metrics: names of :data:`duskfuse.evaluate.metrics.METRICS`; tables have them in its order.
+        mode: whose arithmetic the numbers follow.
+        split: only the pairs of this split.
         reference: name of a row; every other row also gets its PSNR to that row, mean over the pairs in dB.
         out: folder to write to, made where missing.
         reading: how the infrared pictures are read, or a file that says it; by default the dataset's ``duskfuse.yaml``.
-        overwrite: replace the three files in a folder that is not empty.
+        on_bad: what becomes of a pair with an unusable source or fused picture.
+        workers: processes that score; by default one per core, and none beside this one for few pairs.
+        overwrite: start anew in a folder that is not empty: replace the files and forget the scores in it.
 
     Raises:
-        InputError: ``out`` is not empty, a fused picture is missing or of another size, sources differ in size, two
-            rows have one name, the reference names no row, a model or picture cannot be read.
+        InputError: ``out`` holds something else, a source or fused picture is unusable (all are listed), two rows have
+            one name, the reference names no row, a metric is unknown, a model cannot be opened.
+        StorageError: scores cannot be written.
     """
+    chosen = _chosen(metrics)
+    if workers is not None and workers < 1:
+        raise InputError(f"{workers} workers", rule="at least one process computes")
     _check_out(out, overwrite)
-    pairs = find_pairs(data, reading=reading)
-    for pair in pairs:
-        check_sizes(pair)
-    methods = [*_models(model), *_folders(fused or {}, pairs), *_trivial()]
-    _check_names(methods, reference)
-    scored = _score_all(pairs, methods, reference)
-    names = _gallery_choice({name: pair.brightness for name, pair in scored.items()})
-    by_name = {files.name: files for files in pairs}
-    evaluation = Evaluation(
-        data=data.resolve().name,
-        out=out,
-        rows=tuple(
-            Row(method.name, method.kind, {name: pair.scores[method.name] for name, pair in scored.items()})
-            for method in methods
-        ),
-        reference=reference,
-        gallery=tuple(_gallery_pair(by_name[name], methods, scored[name].brightness) for name in names),
+    pairs = find_pairs(data, split=split, reading=reading)
+    with ThreadPoolExecutor(workers or cores()) as readers:
+        seen, findings = _look_at_all(pairs, readers)
+        methods = [*models(model, seen), *folders(fused or {}, pairs, seen, readers), *trivial()]
+    check_names(methods, reference)
+    bad = _check_pictures(methods, findings, len(pairs), on_bad)
+    wanted = WantedScores(
+        pairs=[pair for pair in pairs if pair.name not in bad],
+        seen=seen,
+        methods=methods,
+        metrics=tuple(metric.name for metric in chosen),
+        mode=mode,
+        reference=next((method for method in methods if method.name == reference), None),
     )
-    _write(evaluation)
+    name = data.resolve().name
+    computed_by = arithmetic()
+    out.mkdir(parents=True, exist_ok=True)
+    with sole(out / SCORES_FILE) as mine:
+        if not mine:
+            raise InputError(f"another evaluation is writing to {out}", remedy="wait for it, or name another --out")
+        if overwrite:
+            (out / SCORES_FILE).write_bytes(b"")
+        title = name if split is None else f"{name}, split {split}"
+        kept = KeptScores(out / SCORES_FILE, title, {"mode": mode.value, **computed_by})
+        wanted.compute(kept, workers)
+        evaluation = Evaluation(
+            data=name,
+            out=out,
+            rows=tuple(wanted.row(method, kept) for method in methods),
+            chosen=chosen,
+            mode=mode,
+            split=split,
+            reference=reference,
+            left_out=tuple(sorted(bad)),
+            findings=findings,
+            sha256=_hash_over(wanted),
+            arithmetic=computed_by,
+            gallery=_gallery(wanted),
+        )
+        write_results(evaluation)
+        evaluation_page(evaluation).write(out / "report.html")
     return evaluation
+
+
+def metrics_named(text: str) -> tuple[str, ...]:
+    """The metrics that a user names: ``default``, ``all``, or names between commas in any case; InputError else."""
+    match text.strip().lower():
+        case "default":
+            return DEFAULT_METRICS
+        case "all":
+            return tuple(metric.name for metric in METRICS)
+    proper = {metric.name.lower(): metric.name for metric in METRICS}
+    names = [word.strip() for word in text.split(",") if word.strip()]
+    return tuple(metric.name for metric in _chosen([proper.get(name.lower(), name) for name in names]))
+
+
+def _chosen(names: Sequence[str]) -> tuple[MetricInfo, ...]:
+    known = [metric.name for metric in METRICS]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise InputError(
+                f"unknown metric {name!r}",
+                rule=f"metrics are {', '.join(known)}; default and all name many",
+                remedy=f"did you mean {near[0]}?" if near else "leave it away",
+            )
+    if not names:
+        raise InputError("no metrics", rule="at least one is computed", remedy="leave --metrics away")
+    return tuple(metric for metric in METRICS if metric.name in names)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", rule="results go to a folder", remedy="name another --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if out.is_dir() and any(out.iterdir()) and not overwrite and not holds_scores(out / SCORES_FILE):
         raise InputError(
             f"{out} is not empty",
             rule="results never mix with what is there",
@@ -153,175 +170,61 @@ def _check_out(out: Path, overwrite: bool) -> None:
         )
 
 
-def _models(models: Sequence[str | Path]) -> list[_Method]:
-    return [
-        _Method(name, Kind.MODEL, partial(_run_model, open_fuser(model)))
-        for model, name in zip(models, _model_names(models), strict=True)
-    ]
+def _look_at_all(pairs: Sequence[PairFiles], readers: Executor) -> tuple[dict[str, SeenSources], tuple[Finding, ...]]:
+    """Read all sources: what is known of the usable ones by name of pair, and what is wrong with the others."""
+    seen: dict[str, SeenSources] = {}
+    wrong: dict[str, str] = {}
+    looks = readers.map(_look, pairs)
+    for pair, look in zip(pairs, track(looks, "Reading pairs", total=len(pairs)), strict=True):
+        if isinstance(look, SeenSources):
+            seen[pair.name] = look
+        else:
+            wrong[pair.name] = str(look.seen)
+    if not wrong:
+        return seen, ()
+    return seen, (Finding(Oddity.BAD_SOURCES, tuple(wrong), next(iter(wrong.values()))),)
 
 
-def _model_names(models: Sequence[str | Path]) -> list[str]:
-    """The shortest of stem, file name, folder/name and the whole path that no other model has."""
-    paths = [Path(model) for model in models]
-    levels = [
-        [path.stem if path.suffix.lower() in _MODEL_SUFFIXES else path.name for path in paths],
-        [path.name for path in paths],
-        ["/".join(path.parts[-2:]) for path in paths],
-        [str(path) for path in paths],
-    ]
-    counts = [Counter(level) for level in levels]
-    return [
-        next((level[i] for level, count in zip(levels, counts, strict=True) if count[level[i]] == 1), levels[-1][i])
-        for i in range(len(paths))
-    ]
-
-
-def _run_model(fuser: Fuser, sources: _Sources) -> Grey:
-    fused = fuser.fuse(sources.ir, sources.vis_y)
-    return np.rint(np.clip(fused, 0, 1) * 255).astype(np.uint8)
-
-
-def _folders(folders: Mapping[str, Path], pairs: Sequence[PairFiles]) -> list[_Method]:
-    return [_Method(name, Kind.FOLDER, partial(_read_fused, _match(folder, pairs))) for name, folder in folders.items()]
-
-
-def _read_fused(files: Mapping[str, Path], sources: _Sources) -> Grey:
-    return read_grey_u8(files[sources.files.name])
-
-
-def _match(folder: Path, pairs: Sequence[PairFiles]) -> dict[str, Path]:
-    """Pair name → fused picture; by the pair's name, else by its infrared or visible stem."""
-    by_stem = pictures_by_stem(folder)
-    shared = Counter(stem for pair in pairs for stem in {pair.ir.stem, pair.vis.stem})
-    matched = {}
-    for pair in pairs:
-        stems = [pair.name, *(stem for stem in (pair.vis.stem, pair.ir.stem) if shared[stem] == 1)]
-        path = next((by_stem[stem] for stem in stems if stem in by_stem), None)
-        if path is None:
-            raise InputError(
-                f"{folder}: no fused picture for {pair.name}",
-                rule="every pair needs one, of the same stem",
-                remedy=f"add {folder / pair.name}.png, or evaluate the pairs that were fused",
-            )
-        size, expected = picture_size(path), pair.vis.size()
-        if size != expected:
-            raise InputError(
-                f"{path} is {size_text(size)}, its pair is {size_text(expected)}",
-                rule="a fused picture has the size of its sources",
-                remedy="fuse at full size: resizing changes every metric",
-            )
-        matched[pair.name] = path
-    return matched
-
-
-def _trivial() -> list[_Method]:
-    rules: dict[str, Callable[[_Sources], Grey]] = {
-        "average": _average,
-        "maximum": lambda sources: np.maximum(sources.ir_u8, sources.vis_u8),
-        "visible only": lambda sources: sources.vis_u8,
-        "infrared only": lambda sources: sources.ir_u8,
-    }
-    return [_Method(name, Kind.TRIVIAL, rule) for name, rule in rules.items()]
-
-
-def _average(sources: _Sources) -> Grey:
-    total = sources.ir_u8.astype(np.uint16) + sources.vis_u8
-    return (total // 2).astype(np.uint8)
-
-
-def _check_names(methods: Sequence[_Method], reference: str | None) -> None:
-    names = [method.name for method in methods]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(
-            f"two rows are called {twice[0]!r}",
-            rule="every row of a table has its own name",
-            remedy="give each model once, and folders other names than models and trivial rows have",
-        )
-    if reference is not None and reference not in names:
-        raise InputError(
-            f"no row is called {reference!r}", rule="--reference names one row", remedy=f"rows are: {', '.join(names)}"
-        )
-
-
-def _score_all(pairs: Sequence[PairFiles], methods: Sequence[_Method], reference: str | None) -> dict[str, _Scored]:
-    """Score every pair; two at a time, since OpenCV, numpy and the networks let go of the interpreter."""
-    executor = ThreadPoolExecutor(max_workers=min(_WORKERS, os.cpu_count() or 1))
+def _look(pair: PairFiles) -> SeenSources | InputError:
     try:
-        results = executor.map(partial(_score, methods=methods, reference=reference), pairs)
-        return {
-            pair.name: result
-            for pair, result in zip(pairs, track(results, "Scoring pairs", total=len(pairs)), strict=True)
-        }
-    finally:
-        executor.shutdown(cancel_futures=True)
+        return look_at_sources(pair)
+    except InputError as error:
+        return error
 
 
-def _score(files: PairFiles, methods: Sequence[_Method], reference: str | None) -> _Scored:
-    sources = _Sources(files)
-    statistics = SourceStatistics(sources.ir_u8, sources.vis_u8)
-    fused = {method.name: method.fuse(sources) for method in methods}
-    scores = {name: fusion_metrics(statistics, picture) for name, picture in fused.items()}
-    if reference is not None:
-        column = reference_metric(reference).name
-        for name in fused.keys() - {reference}:
-            scores[name][column] = psnr_between(fused[name], fused[reference])
-    return _Scored(float(sources.vis_u8.mean()), scores)
+def _check_pictures(methods: Sequence[Method], findings: Sequence[Finding], pairs: int, on_bad: OnBad) -> set[str]:
+    """Say what is unusual; the names of the pairs to leave out, or InputError with all that is wrong."""
+    found = [("data", finding) for finding in findings]
+    found += [(method.name, finding) for method in methods for finding in method.findings]
+    bad = {name for _, finding in found if finding.oddity.is_bad for name in finding.names}
+    if bad and (on_bad is OnBad.ERROR or len(bad) == pairs):
+        choice = ", or say --on-bad skip to leave these pairs out for all rows" if len(bad) < pairs else ""
+        raise InputError(
+            f"{len(bad)} of {_pairs(pairs)} cannot be scored",
+            rule="every row has a readable picture of each pair's size",
+            remedy="\n  ".join([f"mend{choice}:", *(f"{who}: {f.text}" for who, f in found if f.oddity.is_bad)]),
+        )
+    for who, finding in found:
+        if finding.oddity is not Oddity.GREY:
+            say(f"{who}: {finding.text}")
+    if bad:
+        say(f"{_pairs(len(bad))} left out for all rows: {', '.join(sorted(bad))}")
+    return bad
 
 
-def _gallery_choice(brightness: Mapping[str, float]) -> list[str]:
-    """Names of up to six pairs by rising visible brightness: the three darkest, three spread over the others."""
-    names = sorted(brightness, key=lambda name: (brightness[name], name))
-    if len(names) <= GALLERY_PAIRS:
-        return names
-    places = np.linspace(_DARK_PAIRS, len(names) - 1, GALLERY_PAIRS - _DARK_PAIRS).round().astype(int)
-    return names[:_DARK_PAIRS] + [names[place] for place in places]
+def _gallery(wanted: WantedScores) -> tuple[GalleryPair, ...]:
+    files = {pair.name: pair for pair in wanted.pairs}
+    brightness = {name: wanted.seen[name].brightness for name in files}
+    return tuple(
+        gallery_pair(SourcePictures(files[name]), wanted.methods, brightness[name])
+        for name in gallery_choice(brightness)
+    )
 
 
-def _gallery_pair(files: PairFiles, methods: Sequence[_Method], brightness: float) -> GalleryPair:
-    """Small pictures of a pair; the trivial rows are shown only where there is nothing else."""
-    sources = _Sources(files)
-    shown = [method for method in methods if method.kind is not Kind.TRIVIAL] or methods[:2]
-    pictures: dict[str, NDArray[np.uint8]] = {"infrared": sources.ir_u8, "visible": _to_u8(sources.vis)}
-    for method in shown:
-        pictures[method.name] = _coloured(method.fuse(sources), sources.vis)
-    return GalleryPair(files.name, brightness, {name: _smaller(picture) for name, picture in pictures.items()})
+def _hash_over(wanted: WantedScores) -> str:
+    lines = (f"{pair.name} {wanted.seen[pair.name].key}\n" for pair in wanted.pairs)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _coloured(fused: Grey, vis: NDArray[np.float32]) -> NDArray[np.uint8]:
-    y = torch.from_numpy(fused.astype(np.float32) / 255)[None]
-    rgb = recombine(y, torch.from_numpy(vis).permute(2, 0, 1))
-    return _to_u8(rgb.permute(1, 2, 0).numpy())
-
-
-def _to_u8(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(picture * 255).astype(np.uint8)
-
-
-def _smaller(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = picture.shape[:2]
-    scale = _GALLERY_SIDE / max(height, width)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _write(evaluation: Evaluation) -> None:
-    out = evaluation.out
-    write_atomically(out / "per_image.csv", _csv(evaluation))
-    write_atomically(out / "metrics.json", json.dumps(evaluation.to_json(), indent=2, allow_nan=False) + "\n")
-    evaluation_page(evaluation).write(out / "report.html")
-
-
-def _csv(evaluation: Evaluation) -> str:
-    """One line per pair and row; undefined values are empty, the PSNR of identical pictures is ``inf``."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [metric.name for metric in evaluation.metrics]
-    writer.writerow(["pair", "method", "kind", *columns])
-    for name in evaluation.rows[0].scores:
-        for row in evaluation.rows:
-            values = (row.scores[name].get(column, float("nan")) for column in columns)
-            writer.writerow([name, row.name, row.kind, *("" if isnan(value) else repr(value) for value in values)])
-    return text.getvalue()
+def _pairs(count: int) -> str:
+    return "1 pair" if count == 1 else f"{count} pairs"

@@ -1,9 +1,8 @@
-"""An evaluation for readers: sections of a report page, and a table for the terminal."""
+"""An evaluation for readers: sections of a report page."""
 
 from __future__ import annotations
 
 from math import isfinite, isinf, isnan
-from typing import TYPE_CHECKING
 
 from duskfuse import __version__
 from duskfuse.evaluate.metrics import MetricInfo
@@ -24,9 +23,6 @@ from duskfuse.evaluate.report import (
 )
 from duskfuse.evaluate.scores import GREY, Evaluation, Row
 from duskfuse.evaluate.statistics import Summary
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 BEATEN = "†"
 _WHY_TRIVIAL = (
@@ -58,37 +54,6 @@ def stamp_line(evaluation: Evaluation) -> str:
         f"duskfuse {__version__} · {_pairs(evaluation.pairs)} of {evaluation.data} · metrics: "
         f"{evaluation.mode} · grey: {GREY} · outputs not stretched"
     )
-
-
-def terminal_table(evaluation: Evaluation) -> Table:
-    """Means for the terminal: one line per metric, one column per row of the evaluation."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(
-        title=f"Mean over {_pairs(evaluation.pairs)} of {evaluation.data}",
-        caption="\n".join([*_table_notes(evaluation), f"report: {evaluation.out / 'report.html'}"]),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    shown.add_column("")
-    for row in evaluation.rows:
-        style = "dim" if row in evaluation.trivial else ""
-        shown.add_column(Text(row.name), justify="right", overflow="fold", style=style, header_style=style)
-    for metric in evaluation.metrics:
-        best, better = evaluation.best(metric), evaluation.better_trivial(metric)
-        cells = [
-            Text(
-                mean_text(row.summary(metric.name), metric) + (BEATEN if row.name in better else " "),
-                style="bold green" if row.name in best else "",
-            )
-            for row in evaluation.rows
-        ]
-        shown.add_row(Text(f"{_arrow(metric)} {metric.name}"), *cells)
-    return shown
 
 
 def mean_text(summary: Summary, metric: MetricInfo) -> str:
@@ -147,7 +112,7 @@ def _table_notes(evaluation: Evaluation) -> list[str]:
     ]
     if counts:
         notes.append(f"Means leave out: {'; '.join(counts)}.")
-    return notes
+    return [*notes, *evaluation.notes]
 
 
 def _left_out(summary: Summary) -> str:

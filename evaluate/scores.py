@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse import __version__
-from duskfuse.evaluate.metrics import DEFAULT, METRICS, MetricInfo, Mode
+from duskfuse.evaluate.metrics import DEFAULT, MetricInfo, Mode
 from duskfuse.evaluate.statistics import (
     CONFIDENCE,
     FEWEST_PAIRS,
@@ -40,6 +40,8 @@ STATISTICS = (
 )
 """What was done to the scores."""
 
+_SHOWN_NAMES = 5
+
 
 class Kind(StrEnum):
     """Where the fused pictures of a row come from."""
@@ -57,7 +59,7 @@ class Oddity(StrEnum):
     OTHER_SIZE = "of another size than the pair"
     UNREADABLE = "unreadable"
     UNCLEAR_DEPTH = "16-bit or float with an unclear range"
-    SOURCES = "with unusable sources"
+    BAD_SOURCES = "with unusable sources"
     EXTRA = "without a pair"
     GREY = "grey"
     ALPHA = "with alpha, which was dropped"
@@ -78,6 +80,17 @@ class Finding:
     """Names of the pairs, sorted; file names of pictures without a pair."""
     example: str = ""
     """What is wrong with the first, in full."""
+
+    @property
+    def text(self) -> str:
+        """Count, oddity and the first names in one line.
+
+        >>> Finding(Oddity.MISSING, ("a", "b")).text
+        '2 missing: a, b'
+        """
+        more = "" if len(self.names) <= _SHOWN_NAMES else ", …"
+        example = f" ({self.example})" if self.example else ""
+        return f"{len(self.names)} {self.oddity}: {', '.join(self.names[:_SHOWN_NAMES])}{more}{example}"
 
     def to_json(self) -> dict[str, Any]:
         """Count and names as plain data."""
@@ -197,6 +210,23 @@ class Evaluation:
         ]
         return paired_tests(scores)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know beside the numbers: pairs left out, pictures that look stretched or are unusual."""
+        notes = []
+        if self.left_out:
+            names = ", ".join(self.left_out[:_SHOWN_NAMES]) + (", …" if len(self.left_out) > _SHOWN_NAMES else "")
+            notes.append(f"Pairs left out for all rows, because a picture is bad: {len(self.left_out)} ({names}).")
+        notes += [
+            f"{row.name} looks stretched per picture: every picture spans 0 to 255, also where its sources do not. "
+            "That raises EN, SD, SF and AG."
+            for row in self.rows
+            if row.stretched
+        ]
+        told = [("data", finding) for finding in self.findings]
+        told += [(row.name, finding) for row in self.rows for finding in row.findings]
+        return (*notes, *(f"{who}: {f.text}." for who, f in told if f.oddity is not Oddity.GREY))
+
     def best(self, metric: MetricInfo) -> tuple[str, ...]:
         """Names of the methods with the best mean; empty where fewer than two methods compete."""
         means = {row.name: row.summary(metric.name).mean for row in self.methods}
@@ -265,14 +295,6 @@ class Evaluation:
             "undefined": {name: summary.undefined for name, summary in found.items() if summary.undefined},
             "identical": {name: summary.identical for name, summary in found.items() if summary.identical},
         }
-
-
-def in_table_order(names: Sequence[str]) -> tuple[MetricInfo, ...]:
-    """The metrics of these names, in the order of `METRICS`; KeyError for another name."""
-    wanted = set(names)
-    if unknown := wanted - {metric.name for metric in METRICS}:
-        raise KeyError(min(unknown))
-    return tuple(metric for metric in METRICS if metric.name in wanted)
 
 
 def reference_metric(reference: str) -> MetricInfo:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from math import inf, isnan, log10, nan
+from math import log10, nan
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_grey_u8, read_infrared, read_visible, write_picture
 from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.evaluate.evaluate import evaluate
-from duskfuse.evaluate.evaluation_report import terminal_table
 from duskfuse.evaluate.fusers import open_fuser
 from duskfuse.evaluate.metrics import DEFAULT as METRICS
 from duskfuse.evaluate.metrics import SourceStatistics, fusion_metrics
-from duskfuse.evaluate.scores import Kind
-from duskfuse.evaluate.statistics import Summary
+from duskfuse.evaluate.scores import Evaluation, Kind
+from duskfuse.evaluate.terminal_tables import SHOWN, terminal_tables
 from duskfuse.students.unet import UNetStudent
 
 TRIVIAL = ["average", "maximum", "visible only", "infrared only"]
 NAMES = ["a", "b", "c"]
+FILES = ["metrics.json", "per_image.csv", "per_image.parquet", "report.html", "scores.jsonl", "summary.csv"]
 
 
 @pytest.fixture
@@ -79,6 +80,13 @@ def lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def printed(evaluation: Evaluation, width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    for table in terminal_tables(evaluation):
+        console.print(table)
+    return console.export_text()
+
+
 def test_scores_are_those_of_the_metrics(data: Path, tmp_path: Path):
     out = tmp_path / "out"
     fused = write_fused(data, tmp_path / "fused")
@@ -99,7 +107,7 @@ def test_scores_are_those_of_the_metrics(data: Path, tmp_path: Path):
         for row in found.rows:
             expected = fusion_metrics(statistics, pictures[row.name])
             assert row.scores[name] == pytest.approx(expected, rel=1e-3 if row.name == "blend" else 1e-12, nan_ok=True)
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "per_image.csv", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == FILES
     table = lines(out / "per_image.csv")
     assert [(line["pair"], line["method"]) for line in table][:7] == [
         *(("a", row.name) for row in found.rows),
@@ -137,15 +145,6 @@ def test_json_is_strict_and_stamped(data: Path, tmp_path: Path):
     assert rows["visible only"]["mean"]["SCD"] is None
     assert rows["visible only"]["undefined"] == {"SCD": 3, "MS-SSIM": 3}  # 48 by 64 pixels have no five scales
     assert stored["metrics"]["Nabf"]["higher_is_better"] is False
-
-
-def test_summary_skips_and_counts():
-    found = Summary.of([1.0, nan, 4.0, inf])
-    assert (found.mean, found.median, found.least, found.most) == (2.5, 2.5, 1.0, 4.0)
-    assert (found.undefined, found.identical) == (1, 1)
-    assert Summary.of([inf, inf]).mean == inf
-    assert isnan(Summary.of([nan]).mean)
-    assert isnan(Summary.of([]).mean)
 
 
 def test_reference(data: Path, tmp_path: Path):
@@ -194,11 +193,9 @@ def test_report_and_terminal(data: Path, tmp_path: Path):
     assert 'class="n best"' in html
     for text in (*TRIVIAL, "trivial rows", "†", "– undefined", "↓", "mutual information"):
         assert text in html, text
-    console = Console(width=80, record=True, file=(tmp_path / "log").open("w"))
-    console.print(terminal_table(found))
-    shown = console.export_text()
+    shown = printed(found, width=100)
     assert "<b>ours" in shown
-    assert all(f"↑ {metric.name}" in shown or f"↓ {metric.name}" in shown for metric in METRICS)
+    assert all(f"{name}↑" in shown or f"{name}↓" in shown for name in SHOWN)
     assert f"{found.rows[0].summary('VIF').mean:.3f}" in shown
 
 
@@ -268,7 +265,7 @@ def test_fused_pictures_of_nested_sets_match_by_name_or_stem(tmp_path: Path):
     found = evaluate(folder, fused={"ours": fused}, out=tmp_path / "out")
     assert set(found.rows[0].scores) == {"train__1", "test__1", "test__2"}
     (fused / "test__1.png").rename(fused / "1.png")
-    with pytest.raises(InputError, match="no fused picture for test__1"):
+    with pytest.raises(InputError, match="ours: 1 missing: test__1"):
         evaluate(folder, fused={"ours": fused}, out=tmp_path / "out2")
 
 
@@ -307,7 +304,7 @@ def test_wrong_input_is_named_before_any_work(data: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"b\.png is 60x48, its pair is 64x48"):
         evaluate(data, fused={"ours": fused}, out=out)
     (fused / "a.png").unlink()
-    with pytest.raises(InputError, match="no fused picture for a"):
+    with pytest.raises(InputError, match="ours: 1 missing: a"):
         evaluate(data, fused={"ours": fused}, out=out)
     write_picture(data / "ir" / "a.png", np.zeros((40, 64), np.uint8))
     with pytest.raises(InputError, match="a: infrared is 64×40, visible is 64×48"):

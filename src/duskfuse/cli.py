@@ -310,26 +310,44 @@ def evaluate_command(
     fused: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER of fused pictures; repeatable.", show_default=False)
     ] = None,
+    metrics: Annotated[str, typer.Option(help="default, all, or names between commas, e.g. EN,SD,VIF.")] = "default",
+    mode: Annotated[
+        str, typer.Option(help="definition, or as in old tables: linfeng-2023, linfeng-2022.")
+    ] = "definition",
+    split: Split = None,
     reference: Annotated[str | None, typer.Option(help="Row to give PSNR against.", show_default=False)] = None,
     reading: ReadingFile = None,
+    on_bad: Annotated[
+        str, typer.Option("--on-bad", help="Pairs with a bad picture: error, or skip (for all rows).")
+    ] = "error",
+    workers: Workers = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Score models and folders of fused pictures, with the trivial rows always beside them."""
+    """Score models and folders of fused pictures, with the trivial rows always beside them.
+
+    The same command goes on where a killed one stopped; with one more method it computes that method only.
+    """
     with _verb(as_json):
-        from duskfuse.evaluate.evaluate import evaluate
-        from duskfuse.evaluate.evaluation_report import terminal_table
+        from duskfuse.evaluate.evaluate import OnBad, evaluate, metrics_named
+        from duskfuse.evaluate.metrics import Mode
+        from duskfuse.evaluate.terminal_tables import terminal_tables
 
         evaluation = evaluate(
             data,
             model=model or (),
             fused=_named_folders(fused or []),
+            metrics=metrics_named(metrics),
+            mode=_choice(Mode, mode, "--mode"),
+            split=split,
             reference=reference,
             out=out,
             reading=reading,
+            on_bad=_choice(OnBad, on_bad, "--on-bad"),
+            workers=workers,
             overwrite=overwrite,
         )
-        _show(evaluation.to_json(), as_json, [terminal_table(evaluation)])
+        _show(evaluation.to_json(), as_json, terminal_tables(evaluation))
 
 
 @app.command("fuse")

@@ -22,9 +22,10 @@ from duskfuse.data.progress import say
 from duskfuse.data.scenes.write import write_scenes
 from duskfuse.distill.distill import DistillReport, distill
 from duskfuse.evaluate.evaluate import evaluate
-from duskfuse.evaluate.evaluation_report import add_evaluation, terminal_table
+from duskfuse.evaluate.evaluation_report import add_evaluation
 from duskfuse.evaluate.report import Body, Page, note, table
 from duskfuse.evaluate.scores import Evaluation
+from duskfuse.evaluate.terminal_tables import terminal_tables
 from duskfuse.export.bench import BenchReport, bench
 from duskfuse.export.export import ExportReport, export
 from duskfuse.export.fuse import fuse
@@ -32,7 +33,7 @@ from duskfuse.run_page import add_training
 from duskfuse.students.zoo import ModelName
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 TRAIN_SCENES, HELD_OUT_SCENES = 40, 8
 SIZE = (240, 320)
@@ -66,10 +67,10 @@ class DemoReport:
             "bench": self.timings.to_json(),
         }
 
-    def tables(self) -> list[Table | str]:
+    def tables(self) -> list[RenderableType]:
         """Tables for the terminal and where to look next."""
         end = f"\n{sum(self.seconds.values()):.0f} s in all. Open {self.out / 'report.html'}"
-        return [terminal_table(self.evaluation), self.exported.table(), self.timings.table(), end]
+        return [*terminal_tables(self.evaluation), self.exported.table(), self.timings.table(), end]
 
 
 def demo(*, out: Path = Path("demo"), overwrite: bool = False) -> DemoReport:

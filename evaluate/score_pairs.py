@@ -1,0 +1,218 @@
+"""Scoring many pairs on many cores: what is asked of one pair, answering it, and processes that do so side by side.
+
+A job is one pair with all fused pictures that have no score yet, so that what the metrics need of the sources is
+computed once. Processes are used, not threads: numpy and OpenCV let go of the interpreter only while they compute, and
+every metric also interprets Python. They import no torch; a model's picture comes to them ready-made. Every process
+computes with one OpenCV thread, because sums of another number of threads differ in their last bit: the scores are the
+same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from duskfuse.data import homography, images, pair_files, reading
+from duskfuse.data.errors import DuskfuseError
+from duskfuse.data.pair_files import PairFiles
+from duskfuse.evaluate import (
+    feature_information,
+    fused_folder,
+    gradients,
+    information,
+    local_moments,
+    metrics,
+    moments,
+    perception,
+    source_pictures,
+    structure,
+    visual_information,
+    weighted_similarity,
+)
+from duskfuse.evaluate.fused_folder import read_fused
+from duskfuse.evaluate.metrics import Grey, Mode, SourceStatistics, fusion_metrics
+from duskfuse.evaluate.moments import psnr_between
+from duskfuse.evaluate.source_pictures import SourcePictures
+
+_COMPUTE = (
+    metrics,
+    feature_information,
+    gradients,
+    information,
+    local_moments,
+    moments,
+    perception,
+    structure,
+    visual_information,
+    weighted_similarity,
+    fused_folder,
+    source_pictures,
+    images,
+    pair_files,
+    reading,
+    homography,
+)
+"""Modules whose code decides about a score."""
+_AHEAD = 2
+"""Jobs that wait ready-made while every process computes."""
+
+
+class Rule(StrEnum):
+    """A trivial fusion rule; its value is the name of its row."""
+
+    AVERAGE = "average"
+    """Rounded down."""
+    MAXIMUM = "maximum"
+    VISIBLE = "visible only"
+    INFRARED = "infrared only"
+
+
+Picture = Grey | Path | Rule
+"""A fused picture, or where it comes from: a file, or a rule over the sources."""
+
+
+class Wanted(NamedTuple):
+    """A fused picture to score."""
+
+    picture: Picture
+    metrics: tuple[str, ...]
+    """Names of `METRICS`."""
+    to_reference: bool
+    """Whether its PSNR to the reference is wanted."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair and what is wanted of it."""
+
+    files: PairFiles
+    mode: Mode
+    wanted: Mapping[str, Wanted]
+    """By any key of the caller's."""
+    reference: Picture | None = None
+
+
+class Answer(NamedTuple):
+    """The scores of one fused picture."""
+
+    scores: dict[str, float]
+    """By name of metric."""
+    to_reference: float | None
+    """PSNR to the reference, where wanted."""
+
+
+def arithmetic() -> dict[str, str]:
+    """What computes the scores: a hash of the code, and the versions of the libraries it stands on."""
+    code = hashlib.sha256()
+    for module in _COMPUTE:
+        code.update(Path(module.__file__ or "").read_bytes())
+    return {"code": code.hexdigest()[:16], "numpy": np.__version__, "opencv": cv2.__version__}
+
+
+def score(job: Job) -> dict[str, Answer]:
+    """Answer one job; InputError where a picture has become unreadable."""
+    sources = SourcePictures(job.files)
+    statistics = SourceStatistics(sources.ir_u8, sources.vis_u8, job.mode)
+    reference = None if job.reference is None else fused_grey(job.reference, sources)
+    return {key: _answer(wanted, sources, statistics, reference) for key, wanted in job.wanted.items()}
+
+
+def fused_grey(picture: Picture, sources: SourcePictures) -> Grey:
+    """The fused picture as ``[H, W]`` 8-bit luminance."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    match picture:
+        case Rule.AVERAGE:
+            return ((sources.ir_u8.astype(np.uint16) + sources.vis_u8) // 2).astype(np.uint8)
+        case Rule.MAXIMUM:
+            return np.maximum(sources.ir_u8, sources.vis_u8)
+        case Rule.VISIBLE:
+            return sources.vis_u8
+        case Rule.INFRARED:
+            return sources.ir_u8
+        case Path():
+            return read_fused(picture)
+
+
+def _answer(wanted: Wanted, sources: SourcePictures, statistics: SourceStatistics, reference: Grey | None) -> Answer:
+    picture = fused_grey(wanted.picture, sources)
+    scores = fusion_metrics(statistics, picture, wanted.metrics) if wanted.metrics else {}
+    return Answer(scores, psnr_between(picture, reference) if wanted.to_reference and reference is not None else None)
+
+
+def answered(jobs: Iterator[Job], workers: int) -> Iterator[tuple[str, dict[str, Answer]]]:
+    """Score jobs in ``workers`` processes, or beside this thread where it is one; pair names and answers as they come.
+
+    Jobs are taken from the iterator when they can soon be computed, so that few are in memory.
+
+    Raises:
+        DuskfuseError: a process died, or a job could not be answered; what was yielded before is right.
+    """
+    with _pool(workers) as executor:
+        running: dict[Future[dict[str, Answer]], str] = {}
+        for job in jobs:
+            running[executor.submit(score, job)] = job.files.name
+            if len(running) >= workers + _AHEAD:
+                yield from _finished(running)
+        while running:
+            yield from _finished(running)
+
+
+def _finished(running: dict[Future[dict[str, Answer]], str]) -> Iterator[tuple[str, dict[str, Answer]]]:
+    """Wait for a job at least, and give those that are done."""
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        name = running.pop(future)
+        try:
+            answer = future.result()
+        except BrokenProcessPool as error:
+            raise DuskfuseError(
+                "a process that computes scores died",
+                rule="each needs about 800 bytes of memory per pixel of a pair",
+                remedy="run the same command again with fewer --workers: finished scores are kept",
+            ) from error
+        yield name, answer
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    executor: Executor
+    if workers == 1:
+        executor = ThreadPoolExecutor(1)
+    else:
+        executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_process)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+        cv2.setNumThreads(before)
+
+
+def _start_process() -> None:
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the parent says what there is to say
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for its next job for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
