@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import time
 from pathlib import Path
 
 import numpy as np
@@ -428,24 +427,3 @@ def test_no_pickle_on_disk_or_in_the_code(store: PriorStore):
         code = Path(cache_module.__file__).with_name(f"{name}.py").read_text()
         assert "import pickle" not in code
         assert "np.load" not in code
-
-
-def test_reading_is_fast_enough_for_a_training_step(store: PriorStore):
-    generator = np.random.default_rng(0)
-    for k in range(3):
-        masks = np.zeros((20, 480, 640), bool)
-        for mask in masks:
-            y, x, h, w = generator.integers(0, 240), generator.integers(0, 320), *generator.integers(10, 240, 2)
-            mask[y : y + h, x : x + w] = generator.random((h, w)) < 0.8
-        store.put(f"k{k}", MaskSet.from_masks(masks))
-    store.compact()
-    reader = again(store)
-    reader.keys()
-    times = []
-    for i in range(30):
-        start = time.perf_counter()
-        record = reader.get(f"k{i % 3}")
-        assert isinstance(record, MaskSet)
-        record.decode([0, 5, 9, 19])
-        times.append(time.perf_counter() - start)
-    assert np.median(times) < 0.005

@@ -165,7 +165,8 @@ class StoreCounts(NamedTuple):
 class PriorStore:
     """The records of one kind, source and settings: a mapping on disk from a key to a mask set or a teacher image.
 
-    May be pickled or forked into loading processes: files are opened where they are read.
+    May be pickled or forked into loading processes: files are opened where they are read. Of several threads each needs
+    its own, which ``copy.copy`` gives.
     """
 
     def __init__(self, folder: Path, kind: PriorKind, source: str, settings: dict[str, JsonValue]) -> None:
