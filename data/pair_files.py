@@ -237,7 +237,7 @@ def read_pair(files: PairFiles) -> Pair:
         name=files.name,
         meta=meta,
         seg=None if files.label is None else read_label(files.label, size, files.label_classes),
-        boxes=None if files.boxes is None else _boxes(files, files.boxes, size),
+        boxes=None if files.boxes is None else pair_boxes(files, files.boxes, size),
         saliency=None if files.saliency is None else read_saliency(files.saliency, size),
     )
 
@@ -357,8 +357,12 @@ def _check_target_size(what: str, path: Path, size: Size) -> None:
         )
 
 
-def _boxes(files: PairFiles, path: Path, size: Size) -> Tensor:
-    """The boxes of a pair in whichever format its file has."""
+def pair_boxes(files: PairFiles, path: Path, size: Size) -> Tensor:
+    """Read the boxes of a pair of ``size`` in whichever format their file has, as ``[N, 5]`` normalised rows.
+
+    Raises:
+        InputError: malformed, or of a class that the dataset does not have.
+    """
     classes = files.box_classes
     if classes is not None:
         match path.suffix.lower():

@@ -321,6 +321,18 @@ def evaluate_command(
         str, typer.Option("--on-bad", help="Pairs with a bad picture: error, or skip (for all rows).")
     ] = "error",
     workers: Workers = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Score predictions instead: segmentation, detection or saliency.", show_default=False),
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(help="With --task: NAME=FOLDER of predictions; repeatable.", show_default=False),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="With --task: which classes count, e.g. FMB-14; default: the dataset's.", show_default=False),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -329,6 +341,23 @@ def evaluate_command(
     The same command goes on where a killed one stopped; with one more method it computes that method only.
     """
     with _verb(as_json):
+        changed = (metrics, mode, on_bad) != ("default", "definition", "error")
+        _check_task(task, [predictions, classes], [model, fused, reference, reading, workers, changed])
+        if task is not None:
+            from duskfuse.evaluate.task_results import Task
+            from duskfuse.evaluate.task_scores import task_scores
+
+            found = task_scores(
+                data,
+                task=_choice(Task, task, "--task"),
+                predictions=_named_folders(predictions or [], "--predictions"),
+                out=out,
+                classes=classes,
+                split=split,
+                overwrite=overwrite,
+            )
+            _show(found.to_json(), as_json, found.tables())
+            return
         from duskfuse.evaluate.evaluate import OnBad, evaluate, metrics_named
         from duskfuse.evaluate.metrics import Mode
         from duskfuse.evaluate.terminal_tables import terminal_tables
@@ -554,14 +583,38 @@ def _span(option: str, text: str) -> tuple[float, float]:
     return low, high
 
 
-def _named_folders(items: list[str]) -> dict[str, Path]:
+def _check_task(task: str | None, of_task: list[Any], of_metrics: list[Any]) -> None:
+    """Refuse options that would change nothing."""
+    from duskfuse.data.errors import InputError
+
+    if task is None and any(of_task):
+        raise InputError(
+            "--predictions or --classes without --task",
+            rule="they belong to a task",
+            remedy="say --task segmentation, detection or saliency",
+        )
+    if task is not None and any(of_metrics):
+        raise InputError(
+            f"--task {task} with an option of the fusion metrics",
+            rule="with --task only --predictions, --classes, --split, --out, --overwrite and --json count",
+            remedy="score predictions and fused pictures with two commands",
+        )
+
+
+def _named_folders(items: list[str], option: str = "--fused") -> dict[str, Path]:
     from duskfuse.data.errors import InputError
 
     folders = {}
     for item in items:
         name, separator, folder = item.partition("=")
         if not separator or not name or not folder:
-            raise InputError(f"--fused {item}", rule="written NAME=FOLDER", remedy="e.g. --fused sage=results/sage")
+            raise InputError(f"{option} {item}", rule="written NAME=FOLDER", remedy=f"e.g. {option} sage=results/sage")
+        if name in folders:
+            raise InputError(
+                f"{option}: two rows are called {name!r}",
+                rule="every row of a table has its own name",
+                remedy="name them apart",
+            )
         folders[name] = Path(folder)
     return folders
 

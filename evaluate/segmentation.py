@@ -1,0 +1,241 @@
+"""Semantic segmentation: mean IoU from one confusion matrix of the whole dataset.
+
+Pixels of all pictures go into one matrix; IoU is computed once from its counts, not averaged over pictures. Which
+classes a publication counts differs, so every number carries the name of its convention. Pixels whose label is 255, or
+a class that the convention leaves out, do not count; a prediction of such a class elsewhere is a wrong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duskfuse.data.class_tables import FMB_LABELS, IGNORED, MFNET_LABELS, ClassTable
+from duskfuse.data.errors import InputError
+from duskfuse.data.pair_files import PairFiles, read_label
+from duskfuse.data.progress import track
+from duskfuse.evaluate.metrics import MetricInfo
+from duskfuse.evaluate.statistics import CONFIDENCE, FEWEST_PAIRS, RESAMPLES, SEED, Interval
+from duskfuse.evaluate.task_results import ClassScores, MethodScores
+
+Counts = NDArray[np.int64]
+"""Confusion matrix ``[classes, classes + 1]``: label by prediction, last the predictions of no class (255)."""
+
+MIOU = MetricInfo("mIoU", True, "mean of the classes' TP / (TP + FP + FN) over the dataset", 4)
+ACCURACY = MetricInfo("mean accuracy", True, "mean of the classes' TP / (TP + FN) over the dataset", 4)
+PIXELS = MetricInfo("pixel accuracy", True, "share of the counted pixels that are right", 4)
+IMAGE_MIOU = MetricInfo("image mIoU", True, "mean IoU of one picture over the classes in its label", 4)
+MEASURES = (MIOU, ACCURACY, PIXELS)
+_DRAWN_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Which classes of a table count."""
+
+    name: str
+    table: ClassTable
+    meaning: str
+    left_out: frozenset[int] = frozenset()
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """The ids that count."""
+        return tuple(number for number in range(len(self.table)) if number not in self.left_out)
+
+
+_BICYCLE = FMB_LABELS.names.index("bicycle")
+CONVENTIONS = (
+    Convention("FMB-15", FMB_LABELS, "all classes, background too"),
+    Convention("FMB-14", FMB_LABELS, "without background", frozenset({0})),
+    Convention(
+        "FMB-13",
+        FMB_LABELS,
+        "the classes that the official test labels have: without background and bicycle",
+        frozenset({0, _BICYCLE}),
+    ),
+    Convention("MFNet-9", MFNET_LABELS, "all classes, unlabelled too"),
+)
+
+
+def convention_for(classes: str | None, tables: Sequence[ClassTable | None]) -> Convention:
+    """The convention of this name; without one, the first of the table that all label pictures have.
+
+    Raises:
+        InputError: no such convention, or none is named and the dataset is not a known one.
+    """
+    known = ", ".join(convention.name for convention in CONVENTIONS)
+    if classes is not None:
+        for convention in CONVENTIONS:
+            if convention.name.lower() == classes.lower():
+                return convention
+        raise InputError(f"--classes {classes}", rule=f"segmentation counts {known}", remedy="name one of them")
+    for convention in CONVENTIONS:
+        if all(table is convention.table for table in tables):
+            return convention
+    raise InputError(
+        "the data do not say what the ids of their labels mean",
+        rule="an mIoU is that of a class convention",
+        remedy=f"say --classes with one of {known}",
+    )
+
+
+def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Counts:
+    """Count the pixels of one picture by label and prediction.
+
+    Args:
+        truth: ids ``[H, W]``, below ``classes`` or 255, which is not counted.
+        predicted: ids ``[H, W]``, below ``classes`` or 255 for none.
+        classes: how many there are.
+    """
+    counted = truth != IGNORED
+    pairs = truth[counted] * (classes + 1) + np.minimum(predicted[counted], classes)
+    return np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1).astype(np.int64)
+
+
+def score_segmentation(
+    rows: Mapping[str, Mapping[str, Path]], pairs: Sequence[PairFiles], convention: Convention
+) -> list[MethodScores]:
+    """Score predicted label pictures.
+
+    Args:
+        rows: row name → pair name → picture of ids, or in the colours of the table.
+        pairs: the pairs, all with a label.
+        convention: which classes count.
+
+    Raises:
+        InputError: a label or prediction is unreadable or has ids that are no class.
+    """
+    matrices: dict[str, list[Counts]] = {row: [] for row in rows}
+    for pair in track(pairs, "Scoring labels"):
+        truth = _ids(pair, pair.label, convention.table)
+        for row, files in rows.items():
+            predicted = _ids(pair, files[pair.name], convention.table)
+            matrices[row].append(confusion(truth, predicted, len(convention.table)))
+    names = [pair.name for pair in pairs]
+    return [_scores(row, names, np.stack(found), convention) for row, found in matrices.items()]
+
+
+def _ids(pair: PairFiles, path: Path | None, table: ClassTable) -> NDArray[np.int64]:
+    if path is None:
+        raise ValueError(f"{pair.name} has no label")
+    ids: NDArray[np.int64] = read_label(path, pair.vis.size(), table).numpy()
+    other = (ids >= len(table)) & (ids != IGNORED)
+    if other.any():
+        raise InputError(
+            f"{path}: {int(other.sum()):,} pixels of class {int(ids[other].min())}",
+            rule=f"the classes of {table.title} are 0 to {len(table) - 1}; {IGNORED} is none",
+            remedy="save class ids, not grey levels or the ids of another table",
+        )
+    return ids
+
+
+def _scores(name: str, pairs: Sequence[str], matrices: Counts, convention: Convention) -> MethodScores:
+    """The scores of one row from the matrices of its pictures, ``[pictures, classes, classes + 1]``."""
+    counts = _Pixels.of(matrices, convention.counted)
+    whole = counts.total()
+    iou, accuracy = whole.iou(), whole.accuracy()
+    classes = tuple(
+        ClassScores(
+            convention.table.names[number],
+            {"IoU": float(iou[place]), "accuracy": float(accuracy[place])},
+            int(whole.truth[place]),
+            int(whole.predicted[place]),
+        )
+        for place, number in enumerate(convention.counted)
+    )
+    pixels = whole.truth.sum()
+    return MethodScores(
+        name=name,
+        totals={
+            MIOU.name: float(_mean(iou)),
+            ACCURACY.name: float(_mean(accuracy)),
+            PIXELS.name: float(whole.right.sum() / pixels) if pixels else float("nan"),
+        },
+        per_image={
+            pair: {IMAGE_MIOU.name: float(value)} for pair, value in zip(pairs, _mean(counts.iou()), strict=True)
+        },
+        classes=classes,
+        intervals={MIOU.name: miou_interval(counts.right, counts.truth, counts.predicted)},
+    )
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Pixels ``[…, classes]`` that are right, of the label, and of the prediction."""
+
+    right: Counts
+    truth: Counts
+    predicted: Counts
+
+    @classmethod
+    def of(cls, matrices: Counts, counted: Sequence[int]) -> _Pixels:
+        ids = np.array(counted)
+        rows = matrices[..., ids, :]
+        mine = rows[..., ids]
+        return cls(np.diagonal(mine, axis1=-2, axis2=-1), rows.sum(axis=-1), mine.sum(axis=-2))
+
+    def total(self) -> _Pixels:
+        return _Pixels(self.right.sum(axis=0), self.truth.sum(axis=0), self.predicted.sum(axis=0))
+
+    def iou(self) -> NDArray[np.float64]:
+        return _ratio(self.right, self.truth + self.predicted - self.right, self.truth)
+
+    def accuracy(self) -> NDArray[np.float64]:
+        return _ratio(self.right, self.truth, self.truth)
+
+
+def miou_interval(right: Counts, truth: Counts, predicted: Counts) -> Interval | None:
+    """95 % percentile bootstrap of the dataset's mIoU over pictures; None for fewer than six.
+
+    A sample that misses a class altogether has its mean over the others.
+
+    Args:
+        right: pixels ``[pictures, classes]`` that are right.
+        truth: pixels of the label.
+        predicted: pixels of the prediction.
+    """
+    if len(right) < FEWEST_PAIRS:
+        return None
+    samples = np.concatenate(
+        [
+            _mean(_ratio(drawn @ right, drawn @ (truth + predicted - right), drawn @ truth))
+            for drawn in _resamples(len(right))
+        ]
+    )
+    samples = samples[~np.isnan(samples)]
+    if not samples.size:
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def _resamples(pictures: int) -> Iterator[NDArray[np.float64]]:
+    """How often each picture is drawn, ``[samples, pictures]``, `RESAMPLES` samples in all."""
+    rng = np.random.default_rng(SEED)
+    step = max(1, _DRAWN_AT_ONCE // pictures)
+    for start in range(0, RESAMPLES, step):
+        samples = min(step, RESAMPLES - start)
+        drawn = rng.integers(pictures, size=(samples, pictures)) + pictures * np.arange(samples)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=samples * pictures).reshape(samples, pictures).astype(np.float64)
+
+
+def _ratio(part: NDArray[np.generic], whole: NDArray[np.generic], present: NDArray[np.generic]) -> NDArray[np.float64]:
+    """part / whole where the class is present in the labels, else nan."""
+    undefined = np.full(np.shape(part), np.nan)
+    ratio: NDArray[np.float64] = np.divide(part, whole, out=undefined, where=np.asarray(present) > 0)
+    return ratio
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last axis of what is defined; nan without any."""
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=-1)
+    total = np.where(defined, values, 0.0).sum(axis=-1)
+    mean: NDArray[np.float64] = np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+    return mean
