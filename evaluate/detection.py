@@ -91,6 +91,12 @@ class ObjectClasses:
                 remedy="renumber the classes, or name another convention with --classes",
             )
 
+    def numbers(self, sets: Sequence[Sequence[Boxes]]) -> list[int]:
+        """The classes to score; where they have no names, those of any box in these sets of pictures."""
+        if self.names is not None:
+            return list(range(len(self.names)))
+        return sorted({kind for pictures in sets for kind in _counts(pictures)})
+
     def text(self, kind: int) -> str:
         """The name of a class."""
         return f"class {kind}" if self.names is None else self.names[kind]
@@ -148,12 +154,11 @@ def score_detection(
         else:
             predicted[row] = _coco_results(path, pairs, classes)
             hashes[row] = files_sha256({path.name: path})
-    truth = {pair.name: _true_boxes(pair, classes) for pair in track(scored, "Reading boxes")}
+    truth = [_true_boxes(pair, classes) for pair in track(scored, "Reading boxes")]
+    rows = {row: [boxes.get(pair.name, Boxes.of([])) for pair in scored] for row, boxes in predicted.items()}
     sizes = [pair.vis.size() for pair in scored]
-    return [
-        _scores(row, truth, [boxes.get(name, Boxes.of([])) for name in truth], sizes, classes, hashes[row])
-        for row, boxes in predicted.items()
-    ]
+    kinds = classes.numbers([truth, *rows.values()])
+    return [_scores(row, truth, boxes, sizes, classes, kinds, hashes[row]) for row, boxes in rows.items()]
 
 
 def average_precision(
@@ -219,15 +224,15 @@ def _coco_dataset(pictures: Sequence[Boxes], sizes: Sequence[Size], kinds: Seque
 
 def _scores(
     name: str,
-    truth: Mapping[str, Boxes],
+    truth: Sequence[Boxes],
     predicted: Sequence[Boxes],
     sizes: Sequence[Size],
     classes: ObjectClasses,
+    kinds: Sequence[int],
     sha256: str,
 ) -> MethodScores:
-    true_counts, counts = _counts(list(truth.values())), _counts(predicted)
-    kinds = sorted(true_counts.keys() | counts.keys()) if classes.names is None else list(range(len(classes.names)))
-    ap = average_precision(list(truth.values()), predicted, sizes, kinds)
+    true_counts, counts = _counts(truth), _counts(predicted)
+    ap = average_precision(truth, predicted, sizes, kinds)
     found = tuple(
         ClassScores(
             classes.text(kind),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from contextlib import redirect_stdout
 from math import isnan, nan
 from pathlib import Path
@@ -336,6 +337,37 @@ def test_nothing_found_scores_zero_and_classes_without_name_have_numbers(data: P
     row = run(data, Task.DETECTION, {"none": write_detections(tmp_path / "none", **dict.fromkeys(NAMES, ""))}).rows[0]
     assert set(row.totals.values()) == {0.0}
     assert [kind.name for kind in row.classes] == ["class 0", "class 2"]
+
+
+def test_rows_have_the_same_classes_whatever_each_has_found(data: Path, tmp_path: Path):
+    pytest.importorskip("faster_coco_eval")
+    more = write_detections(tmp_path / "more", b="5 0.5 0.5 0.5 0.5 0.3\n")
+    found = run(data, Task.DETECTION, {"few": write_detections(tmp_path / "few"), "more": more})
+    assert [[kind.name for kind in row.classes] for row in found.rows] == [["class 0", "class 2", "class 5"]] * 2
+    assert [row.absent for row in found.rows] == [("class 5",)] * 2
+    assert found.rows[0].totals["AP50"] == 1 > found.rows[1].totals["AP50"]
+    assert len(found.tables()) == 2
+
+
+def test_pictures_without_any_object_score_nothing(data: Path, tmp_path: Path):
+    pytest.importorskip("faster_coco_eval")
+    for path in (data / "boxes").iterdir():
+        path.write_text("")
+    found = run(data, Task.DETECTION, {"found": write_detections(tmp_path / "found")}, classes="MSRS-3")
+    assert all(isnan(value) for value in found.rows[0].totals.values())
+    nothing = write_detections(tmp_path / "nothing", **dict.fromkeys(NAMES, ""))
+    assert all(isnan(value) for value in run(data, Task.DETECTION, {"nothing": nothing}).rows[0].totals.values())
+
+
+@pytest.mark.parametrize("task", [Task.DETECTION, Task.SALIENCY])
+def test_a_missing_library_is_named_with_its_remedy(
+    data: Path, salient: Path, monkeypatch: pytest.MonkeyPatch, task: Task
+):
+    library = {Task.DETECTION: "faster_coco_eval", Task.SALIENCY: "py_sod_metrics"}[task]
+    monkeypatch.setitem(sys.modules, library, None)
+    place, folder = {Task.DETECTION: (data, data / "boxes"), Task.SALIENCY: (salient, salient / "GT")}[task]
+    with pytest.raises(InputError, match=r"pip install 'duskfuse\[tasks\]'"):
+        run(place, task, {"any": folder})
 
 
 @pytest.mark.parametrize(
