@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -24,14 +25,15 @@ from duskfuse.data.priors.pipeline import cores
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
 from duskfuse.evaluate.evaluation_report import evaluation_page
-from duskfuse.evaluate.gallery import gallery_choice, gallery_pair
 from duskfuse.evaluate.kept_scores import SCORES_FILE, KeptScores, holds_scores
 from duskfuse.evaluate.methods import Method, check_names, folders, models, trivial
 from duskfuse.evaluate.metrics import DEFAULT_METRICS, METRICS, MetricInfo, Mode
+from duskfuse.evaluate.report_page.embedding import shown_pairs
+from duskfuse.evaluate.report_page.shown_pairs import ShownPairs
 from duskfuse.evaluate.results_files import write_results
 from duskfuse.evaluate.score_pairs import arithmetic
-from duskfuse.evaluate.scores import Evaluation, Finding, GalleryPair, Oddity
-from duskfuse.evaluate.source_pictures import SeenSources, SourcePictures, look_at_sources
+from duskfuse.evaluate.scores import Evaluation, Finding, Oddity
+from duskfuse.evaluate.source_pictures import SeenSources, look_at_sources
 from duskfuse.evaluate.wanted_scores import WantedScores
 
 
@@ -125,9 +127,9 @@ def evaluate(
             findings=findings,
             sha256=_hash_over(wanted),
             arithmetic=computed_by,
-            gallery=_gallery(wanted),
         )
         write_results(evaluation)
+        evaluation = replace(evaluation, shown=_shown(evaluation, wanted))
         evaluation_page(evaluation).write(out / "report.html")
     return evaluation
 
@@ -212,13 +214,9 @@ def _check_pictures(methods: Sequence[Method], findings: Sequence[Finding], pair
     return bad
 
 
-def _gallery(wanted: WantedScores) -> tuple[GalleryPair, ...]:
-    files = {pair.name: pair for pair in wanted.pairs}
-    brightness = {name: wanted.seen[name].brightness for name in files}
-    return tuple(
-        gallery_pair(SourcePictures(files[name]), wanted.methods, brightness[name])
-        for name in gallery_choice(brightness)
-    )
+def _shown(evaluation: Evaluation, wanted: WantedScores) -> ShownPairs:
+    brightness = {pair.name: wanted.seen[pair.name].brightness for pair in wanted.pairs}
+    return shown_pairs(evaluation, wanted.pairs, wanted.methods, brightness)
 
 
 def _hash_over(wanted: WantedScores) -> str:

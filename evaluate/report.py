@@ -1,8 +1,9 @@
-"""Report pages: one HTML file each that needs nothing else, no script, no network, no other file.
+"""Report pages: one HTML file each that needs nothing else, no network and no other file.
 
 Pictures are inlined, charts are SVG, colours follow the reader's light or dark scheme, wide tables scroll inside
 themselves so that a page can be read on a phone. Text is escaped by the functions that take ``str``; they return
-:data:`Html`, the only thing a page accepts.
+:data:`Html`, the only thing a page accepts. A page has no script unless a section asks for one of the package's own,
+and it forbids the browser every other script and every connection.
 
 >>> page = Page("Results", lead="Two runs & what they cost.")
 >>> page.section("Cost", table(["run", "ms"], Body([["first", "12.5"], ["second", Cell("9.1", best=True)]])))
@@ -13,6 +14,7 @@ True
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,18 +34,26 @@ Html = NewType("Html", str)
 """Finished markup; everything of a user's in it has been escaped."""
 
 JPEG_QUALITY = 88
+COLOURS = 9
+"""Colours of lines: the variables --c0 to --c8 of the page's style."""
 _NUMBER = re.compile(r"[-−+]?\d|[–∞]|$")
-_COLOURS = 9
+_FEWEST_LINKS = 4
+"""Sections from which on a page begins with links to them."""
 
-_STYLE = """
-:root { color-scheme: light dark; --ground: #fdfdfc; --ink: #1d2024; --soft: #5d646d; --line: #dcdfe3;
-  --panel: #f3f4f5; --accent: #b4470b; --best: #fbe9dc;
+_LIGHT = """color-scheme: light; --ground: #fdfdfc; --ink: #1d2024; --soft: #5d646d; --line: #dcdfe3;
+  --edge: #8b929b; --panel: #f3f4f5; --accent: #b4470b; --best: #fbe9dc;
   --c0: #b4470b; --c1: #2563a8; --c2: #2e7d4f; --c3: #8a3f9c; --c4: #8a6d00; --c5: #50606e;
-  --c6: #00838f; --c7: #c2185b; --c8: #6d4c41; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15171a; --ink: #e4e6e9; --soft: #9aa2ac; --line: #33383f;
-  --panel: #1d2024; --accent: #ff9a55; --best: #3d2817;
+  --c6: #00838f; --c7: #c2185b; --c8: #6d4c41;"""
+_DARK = """color-scheme: dark; --ground: #15171a; --ink: #e4e6e9; --soft: #9aa2ac; --line: #33383f;
+  --edge: #6d7681; --panel: #1d2024; --accent: #ff9a55; --best: #3d2817;
   --c0: #ff9a55; --c1: #6fb1f5; --c2: #66c78d; --c3: #cf8be0; --c4: #dcb940; --c5: #a3b1be;
-  --c6: #4fd0dc; --c7: #ff7fb0; --c8: #c9a48f; } }
+  --c6: #4fd0dc; --c7: #ff7fb0; --c8: #c9a48f;"""
+_COLOUR_STYLE = f"""
+:root {{ {_LIGHT} }}
+@media (prefers-color-scheme: dark) {{ :root:not([data-theme="light"]) {{ {_DARK} }} }}
+:root[data-theme="dark"] {{ {_DARK} }}
+"""
+_STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1.25rem 4rem; background: var(--ground); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -54,7 +64,8 @@ h3 small { font-weight: 400; color: var(--soft); }
 p { max-width: 48rem; margin: .5rem 0; }
 .stamp { color: var(--soft); font-size: .875rem; max-width: none; }
 .scroll { position: relative; overflow-x: auto; margin: .8rem 0; border: 1px solid var(--line); border-radius: .4rem; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .65rem; text-align: left; white-space: nowrap; }
 th { font-weight: 600; }
 thead th { border-bottom: 1px solid var(--line); background: var(--panel); vertical-align: bottom;
@@ -63,7 +74,7 @@ th:first-child { position: sticky; left: 0; background: var(--ground); min-width
   overflow-wrap: break-word; white-space: normal; }
 thead th:first-child, tr.heading th { background: var(--panel); }
 .n { text-align: right; }
-tbody + tbody { border-top: 1px solid var(--line); }
+tbody + tbody > tr:first-child > * { border-top: 1px solid var(--line); }
 tbody.aside td, tbody.aside th { color: var(--soft); font-weight: 400; }
 tr.heading th { color: var(--soft); font-weight: 400; font-size: .8rem; padding: .25rem .65rem; }
 td.best { background: var(--best); font-weight: 700; color: var(--ink); }
@@ -73,8 +84,12 @@ td sup { color: var(--accent); font-weight: 700; font-size: .75em; line-height: 
 figure { margin: 0; min-width: 0; }
 figure img { width: 100%; height: auto; display: block; border-radius: .25rem; background: var(--panel); }
 figcaption { font-size: .85rem; color: var(--soft); padding-top: .2rem; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; font-size: .9rem; margin: .6rem 0; }
-dt { font-weight: 600; max-width: 14rem; overflow-wrap: anywhere; } dd { margin: 0; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .875rem; margin: 1rem 0 0; }
+nav a { color: var(--soft); text-underline-offset: .2em; text-decoration-color: var(--edge); }
+nav a:hover { color: var(--ink); }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25rem 1rem; font-size: .9rem;
+  margin: .6rem 0; }
+dt { font-weight: 600; max-width: 14rem; overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
 .chart { max-width: 44rem; margin: .8rem 0; }
 .chart svg { width: 100%; height: auto; display: block; }
@@ -118,21 +133,32 @@ class Page:
         """Start a page; ``lead`` says what it is about, ``stamp`` what it was made with."""
         self.title, self._lead, self._stamp = title, lead, stamp
         self._sections: list[Html] = []
+        self._links: list[str] = []
+        self._style = self._script = ""
 
     def section(self, title: str, *content: Html) -> None:
         """Add a section with a heading."""
-        self._sections.append(Html(f"<section><h2>{escape(title)}</h2>\n{join(content)}</section>"))
+        place = f"section-{len(self._sections) + 1}"
+        self._links.append(f'<a href="#{place}">{escape(title)}</a>')
+        self._sections.append(Html(f'<section id="{place}"><h2>{escape(title)}</h2>\n{join(content)}</section>'))
+
+    def answer_with(self, script: str, style: str) -> None:
+        """Let one of the package's own scripts, with the style of what it makes, answer to the reader."""
+        self._script, self._style = script, style
 
     def html(self) -> str:
         """The whole page."""
         lead = paragraph(self._lead) if self._lead else ""
         stamp = f'<p class="stamp">{escape(self._stamp)}</p>' if self._stamp else ""
+        links = f'<nav aria-label="Sections">{"".join(self._links)}</nav>' if len(self._links) >= _FEWEST_LINKS else ""
+        script = f"<script>{self._script}</script>\n" if self._script else ""
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy(self._script)}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(self.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-            f"<header><h1>{escape(self.title)}</h1>\n{lead}{stamp}</header>\n<main>\n"
-            f"{join(self._sections)}\n</main>\n</body>\n</html>\n"
+            f"<title>{escape(self.title)}</title>\n<style>{_COLOUR_STYLE}{_STYLE}{self._style}</style>\n</head>\n"
+            f"<body>\n<header><h1>{escape(self.title)}</h1>\n{lead}{stamp}{links}</header>\n<main>\n"
+            f"{join(self._sections)}\n</main>\n{script}</body>\n</html>\n"
         )
 
     def write(self, path: Path) -> None:
@@ -217,7 +243,7 @@ def line_chart_svg(series: Mapping[str, Sequence[tuple[float, float]]], x_label:
     canvas = _Canvas(x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1])
     parts = [canvas.axes(x_ticks, y_ticks, x_label, y_label)]
     legend = []
-    for colour, (name, points) in zip(cycle(range(_COLOURS)), finite.items(), strict=False):
+    for colour, (name, points) in zip(cycle(range(COLOURS)), finite.items(), strict=False):
         parts.append(canvas.line(points, colour))
         missing = "" if points else " (no finite value)"
         legend.append(f'<span><i style="background: var(--c{colour})"></i>{escape(name)}{missing}</span>')
@@ -226,6 +252,13 @@ def line_chart_svg(series: Mapping[str, Sequence[tuple[float, float]]], x_label:
         f'<div class="chart"><svg viewBox="0 0 {canvas.width} {canvas.height}" role="img" aria-label="{label}">'
         f'{"".join(parts)}</svg><div class="legend">{"".join(legend)}</div></div>'
     )
+
+
+def _policy(script: str) -> str:
+    """What the browser may load: inlined pictures and styles, this one script, nothing else."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    scripts = f" script-src 'sha256-{digest}';" if script else ""
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline';{scripts} base-uri 'none'; form-action 'none'"
 
 
 def _body(body: Body, right: Sequence[bool]) -> str:

@@ -11,11 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from duskfuse import __version__
 from duskfuse.evaluate.metrics import DEFAULT, MetricInfo, Mode
+from duskfuse.evaluate.report_page.shown_pairs import ShownPairs
 from duskfuse.evaluate.statistics import (
     CONFIDENCE,
     FEWEST_PAIRS,
@@ -130,17 +128,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class GalleryPair:
-    """Small pictures of one pair for a report: infrared, visible, then one per method."""
-
-    name: str
-    brightness: float
-    """Mean grey level of the visible picture, 0 to 255."""
-    pictures: Mapping[str, NDArray[np.uint8]]
-    """Caption → ``[H, W]`` grey or ``[H, W, 3]`` RGB uint8."""
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Everything that ``evaluate`` found."""
 
@@ -162,7 +149,8 @@ class Evaluation:
     """Of the names and hashes of the scored pairs."""
     arithmetic: Mapping[str, str] = field(default_factory=dict)
     """What computed the metrics: hash of their code, versions of its libraries."""
-    gallery: tuple[GalleryPair, ...] = field(default=(), repr=False)
+    shown: ShownPairs | None = field(default=None, repr=False)
+    """Pictures for the report."""
 
     @property
     def pairs(self) -> int:
@@ -249,7 +237,16 @@ class Evaluation:
         return tuple(row.name for row in self.trivial if sign * row.summary(metric.name).mean > best)
 
     def to_json(self) -> dict[str, Any]:
-        """Stamp, definitions and summaries as plain data; undefined and infinite numbers are null, and counted."""
+        """Stamp, summaries and tests as plain data; undefined and infinite numbers are null, and counted."""
+        return {
+            **self.stamp(),
+            "report": str(self.out / "report.html"),
+            "rows": [self._row_json(row) for row in self.rows],
+            "tests": [_test_json(test) for test in self.tests],
+        }
+
+    def stamp(self) -> dict[str, Any]:
+        """What was scored, how, by what: all that has to be equal for two numbers to be compared."""
         return {
             "duskfuse": __version__,
             "data": self.data,
@@ -266,13 +263,10 @@ class Evaluation:
             "look_stretched": [row.name for row in self.rows if row.stretched],
             "statistics": STATISTICS,
             "reference": self.reference,
-            "report": str(self.out / "report.html"),
             "metrics": {
                 metric.name: {"higher_is_better": metric.higher_is_better, "meaning": metric.meaning}
                 for metric in self.metrics
             },
-            "rows": [self._row_json(row) for row in self.rows],
-            "tests": [_test_json(test) for test in self.tests],
         }
 
     def _row_json(self, row: Row) -> dict[str, Any]:

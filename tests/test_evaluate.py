@@ -184,12 +184,9 @@ def test_report_and_terminal(data: Path, tmp_path: Path):
         data, model=[blend_model(tmp_path / "half.onnx", 0.5)], fused={"<b>ours": fused}, out=tmp_path / "out"
     )
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in html
-    assert "http" not in html
+    assert "://" not in html
     assert "<b>" not in html
     assert "night &amp; day" in html
-    assert html.count("<img ") == 3 * 4  # infrared, visible and two methods of three pairs
-    assert html.index(">a <small>") < html.index(">b <small>") < html.index(">c <small>")  # the darkest first
     assert 'class="n best"' in html
     for text in (*TRIVIAL, "trivial rows", "†", "– undefined", "↓", "mutual information"):
         assert text in html, text
@@ -204,7 +201,8 @@ def test_trivial_rows_need_no_method(data: Path, tmp_path: Path):
     assert [row.name for row in found.rows] == TRIVIAL
     assert found.methods == ()
     assert all(found.best(metric) == found.better_trivial(metric) == () for metric in METRICS)
-    assert list(found.gallery[0].pictures) == ["infrared", "visible", "average", "maximum"]
+    assert found.shown is not None
+    assert found.shown.captions == ("infrared", "visible", "average", "maximum")
 
 
 def test_best_needs_competition_and_respects_direction(data: Path, tmp_path: Path):
@@ -310,18 +308,6 @@ def test_wrong_input_is_named_before_any_work(data: Path, tmp_path: Path):
     with pytest.raises(InputError, match="a: infrared is 64×40, visible is 64×48"):
         evaluate(data, out=out)
     assert not out.exists()
-
-
-def test_gallery_shows_the_darkest_and_the_range(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    for place in range(11):
-        level = (place * 7) % 11 * 20  # brightness in another order than names
-        picture = np.clip(rng.normal(level, 3, (12, 12)), 0, 255).astype(np.uint8)
-        for side in ("ir", "vis"):
-            write_picture(tmp_path / "set" / side / f"{level:03}.png", picture)
-    found = evaluate(tmp_path / "set", out=tmp_path / "out")
-    assert [pair.name for pair in found.gallery] == ["000", "020", "040", "060", "120", "200"]
-    assert [pair.brightness for pair in found.gallery] == sorted(pair.brightness for pair in found.gallery)
 
 
 @pytest.mark.realdata

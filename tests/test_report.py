@@ -86,7 +86,9 @@ def test_page_is_self_contained():
     html = full_page().html()
     tree = Tree(html)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tree.tags}
-    assert "http" not in html
+    assert "://" not in html
+    assert "default-src 'none'" in html
+    assert "script-src" not in html
     assert "url(" not in html
     assert "@import" not in html
     assert "prefers-color-scheme: dark" in html
