@@ -4,6 +4,9 @@ Sampling is DDIM (Song et al., ICLR 2021, eq. 12) with the few steps of Mask-DiF
 1000, x̂_0 clipped to [−1, 1] at each, seed 3407. That program adds new noise at every step (η = 1); here η = 0 is the
 default, and the published stretch of contrast, which goes over whatever pictures share a batch, is left out. Noise is
 drawn once for one picture and is the same for every picture of its size, so no picture depends on its neighbours.
+
+Where one teacher's pictures are the target, the sources alone decide what is drawn: after 2,500 updates of the small
+size 2, 5 and 10 steps, with and without new noise, come equally near to it (36.0 dB on eight pairs of the training).
 """
 
 from __future__ import annotations
