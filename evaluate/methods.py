@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from duskfuse import __version__
 from duskfuse.data.colour import BLUE, GREEN, RED
@@ -157,6 +156,8 @@ def _sha256(model: str | Path) -> str:
 def _weights_beside(path: Path) -> list[Path]:
     if path.suffix.lower() != ".onnx":
         return []
+    import onnx
+
     graph = onnx.load(path, load_external_data=False).graph
     outside = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     places = {entry.value for tensor in outside for entry in tensor.external_data if entry.key == "location"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 from duskfuse.data.atomic import write_atomically
 from duskfuse.evaluate.scores import Evaluation
@@ -15,7 +16,7 @@ from duskfuse.evaluate.scores import Evaluation
 PER_IMAGE_CSV, PER_IMAGE_PARQUET = "per_image.csv", "per_image.parquet"
 SUMMARY_CSV, METRICS_JSON = "summary.csv", "metrics.json"
 STAMP_KEY = b"duskfuse"
-"""Where the content of metrics.json stands in the metadata of the Parquet file."""
+"""Where the stamp of metrics.json stands in the metadata of the Parquet file."""
 _SUMMARY_COLUMNS = (
     "method",
     "kind",
@@ -38,11 +39,10 @@ _SUMMARY_COLUMNS = (
 def write_results(evaluation: Evaluation) -> None:
     """Write the four files into the folder of the evaluation, each whole or not at all."""
     out = evaluation.out
-    stamp = json.dumps(evaluation.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(out / PER_IMAGE_CSV, _csv(_header(evaluation), per_image(evaluation)))
-    _write_parquet(evaluation, out / PER_IMAGE_PARQUET, stamp)
+    _write_parquet(evaluation, out / PER_IMAGE_PARQUET, _json(evaluation.stamp()))
     write_atomically(out / SUMMARY_CSV, _csv(_SUMMARY_COLUMNS, _summaries(evaluation)))
-    write_atomically(out / METRICS_JSON, stamp)
+    write_atomically(out / METRICS_JSON, _json(evaluation.to_json()) + "\n")
 
 
 def per_image(evaluation: Evaluation) -> Iterator[list[str | float]]:
@@ -91,6 +91,10 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
     for row in rows:
         writer.writerow(["" if isinstance(value, float) and isnan(value) else value for value in row])
     return text.getvalue()
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
 
 
 def _write_parquet(evaluation: Evaluation, path: Path, stamp: str) -> None:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -67,6 +67,12 @@ _COMPUTE = (
     homography,
 )
 """Modules whose code decides about a score."""
+BYTES_PER_PIXEL = 800
+"""Memory of a process while it scores a pair, measured at 640×480 to 1280×1024, rounded up."""
+BYTES_PER_PROCESS = 100 * 2**20
+"""The rest of its memory, rounded up."""
+_WORTH_PROCESSES = 12
+"""Pairs from which on starting processes takes less time than it saves."""
 _AHEAD = 2
 """Jobs that wait ready-made while every process computes."""
 
@@ -154,6 +160,29 @@ def _answer(wanted: Wanted, sources: SourcePictures, statistics: SourceStatistic
     return Answer(scores, psnr_between(picture, reference) if wanted.to_reference and reference is not None else None)
 
 
+def worker_count(pairs: int, pixels: int) -> int:
+    """Processes that score so many pairs of at most ``pixels`` in the shortest time: one per core, if memory allows."""
+    from duskfuse.data.priors.pipeline import cores  # brings more than the processes need
+
+    if pairs < _WORTH_PROCESSES:
+        return 1
+    affordable = _free_memory() // (BYTES_PER_PIXEL * pixels + BYTES_PER_PROCESS)
+    return max(1, min(cores(), pairs, affordable))
+
+
+def _free_memory() -> int:
+    """Bytes that this machine, or the container, has left; where neither says so (not Linux) any number."""
+    free = 2**62
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        most, used = (int((group / f"memory.{name}").read_text(encoding="ascii")) for name in ("max", "current"))
+        free = min(free, most - used)
+    return free
+
+
 def answered(jobs: Iterator[Job], workers: int) -> Iterator[tuple[str, dict[str, Answer]]]:
     """Score jobs in ``workers`` processes, or beside this thread where it is one; pair names and answers as they come.
 
@@ -182,7 +211,7 @@ def _finished(running: dict[Future[dict[str, Answer]], str]) -> Iterator[tuple[s
         except BrokenProcessPool as error:
             raise DuskfuseError(
                 "a process that computes scores died",
-                rule="each needs about 800 bytes of memory per pixel of a pair",
+                rule=f"each needs some {BYTES_PER_PIXEL} bytes of memory per pixel of a pair",
                 remedy="run the same command again with fewer --workers: finished scores are kept",
             ) from error
         yield name, answer

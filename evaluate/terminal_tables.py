@@ -46,7 +46,7 @@ class _Means:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         shown = _shown(self.evaluation)
         names = max(len(row.name) for row in self.evaluation.rows)
-        room = options.max_width - _LEAST_NAME - 1 - _RANK_WIDTH
+        room = options.max_width - _LEAST_NAME - _RANK_WIDTH
         first = True
         while shown:
             block: list[MetricInfo] = []
@@ -54,33 +54,32 @@ class _Means:
             while shown and (not block or _width(shown[0]) <= room_left):
                 room_left -= _width(shown[0])
                 block.append(shown.pop(0))
-            yield self._block(block, min(names, _LEAST_NAME + room_left), first)
+            yield self._block(block, min(names + 1, _LEAST_NAME + room_left), first)
             first = False
 
     def _block(self, metrics: Sequence[MetricInfo], name_width: int, is_first: bool) -> Table:
         evaluation = self.evaluation
         pairs = "1 pair" if evaluation.pairs == 1 else f"{evaluation.pairs} pairs"
         title = f"Mean over {pairs} of {evaluation.data} (mode {evaluation.mode})"
-        table = Table(title=title if is_first else None, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-        table.add_column("", width=name_width + 1, overflow="fold")
+        table = Table(title=title if is_first else None, box=None, padding=0, pad_edge=False, header_style="underline")
+        table.add_column("", width=name_width, overflow="fold")
         for metric in metrics:
-            table.add_column(Text(_heading(metric)), justify="right", no_wrap=True, width=_width(metric))
+            table.add_column(_cell(_heading(metric), metric), no_wrap=True, width=_width(metric))
         table.add_column("rank", justify="right", no_wrap=True, width=_RANK_WIDTH)
         for row in evaluation.methods:
             table.add_row(Text(row.name), *(self._mean(row, metric) for metric in metrics), self._rank(row))
             if any(row.summary(metric.name).interval for metric in metrics):
                 table.add_row("", *(_half_interval(row, metric) for metric in metrics), "", style="dim")
-        if evaluation.methods:
-            table.add_section()
+        table.add_row("trivial:" if evaluation.methods else "", style="dim")
         for row in evaluation.trivial:
             cells = (self._mean(row, metric) for metric in metrics)
             table.add_row(Text(row.name), *cells, self._rank(row), style="dim")
         return table
 
     def _mean(self, row: Row, metric: MetricInfo) -> Text:
-        mark = BEATEN if row.name in self.evaluation.better_trivial(metric) else " "
+        mark = BEATEN if row.name in self.evaluation.better_trivial(metric) else ""
         style = "bold green" if row.name in self.evaluation.best(metric) else ""
-        return Text(_short(row.summary(metric.name).mean, metric) + mark, style=style)
+        return _cell(_short(row.summary(metric.name).mean, metric), metric, mark, style)
 
     def _rank(self, row: Row) -> Text:
         rank = self.evaluation.mean_rank(row.name)
@@ -96,20 +95,27 @@ def _shown(evaluation: Evaluation) -> list[MetricInfo]:
 
 
 def _heading(metric: MetricInfo) -> str:
-    return f"{metric.name}{'↑' if metric.higher_is_better else '↓'} "
+    return f"{metric.name}{'↑' if metric.higher_is_better else '↓'}"
 
 
 def _width(metric: MetricInfo) -> int:
-    return max(_DIGITS + 1, len(_heading(metric)))
+    """Five digits or the heading, and a mark."""
+    return max(_DIGITS, len(_heading(metric))) + 1
+
+
+def _cell(text: str, metric: MetricInfo, mark: str = "", style: str = "") -> Text:
+    """Right-aligned by hand: `rich` would shift what has no mark by the place of the mark."""
+    return Text(text.rjust(_width(metric) - 1) + mark, style=style)
 
 
 def _short(value: float, metric: MetricInfo) -> str:
     """In at most five characters where that is possible."""
     if isnan(value):
         return "–"
-    if isinf(value):
-        return "∞"
-    texts = [f"{value:.{decimals}f}" for decimals in range(metric.decimals, -1, -1)]
+    return "∞" if isinf(value) else _shortest([f"{value:.{digits}f}" for digits in range(metric.decimals, -1, -1)])
+
+
+def _shortest(texts: Sequence[str]) -> str:
     return next((text for text in texts if len(text) <= _DIGITS), texts[-1])
 
 
@@ -117,8 +123,9 @@ def _half_interval(row: Row, metric: MetricInfo) -> Text:
     interval = row.summary(metric.name).interval
     if interval is None:
         return Text("")
-    texts = [f"±{(interval.high - interval.low) / 2:.{decimals}f}" for decimals in range(metric.decimals, -1, -1)]
-    return Text(next((text for text in texts if len(text) <= _DIGITS), texts[-1]) + " ")
+    half = (interval.high - interval.low) / 2
+    texts = [f"±{half:.{digits}f}".replace("±0.", "±.") for digits in range(metric.decimals, -1, -1)]
+    return _cell(_shortest(texts), metric)
 
 
 def _comparisons(evaluation: Evaluation) -> RenderableType:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.pair_files import PairFiles
-from duskfuse.data.priors.pipeline import cores
 from duskfuse.data.progress import say, track
 from duskfuse.evaluate.kept_scores import KeptScores, Key, Line
 from duskfuse.evaluate.methods import Method
 from duskfuse.evaluate.metrics import Mode
-from duskfuse.evaluate.score_pairs import Answer, Job, Picture, Wanted, answered
+from duskfuse.evaluate.score_pairs import Answer, Job, Picture, Wanted, answered, worker_count
 from duskfuse.evaluate.scores import Row, reference_metric
 from duskfuse.evaluate.source_pictures import SeenSources, SourcePictures
 
-_WORTH_PROCESSES = 12
-"""Pairs to score from which on starting processes takes less time than it saves."""
 _TO_REFERENCE = "PSNR"
 
 
@@ -55,7 +53,7 @@ class WantedScores:
         if not todo:
             return
         if workers is None:
-            workers = cores() if len(todo) >= _WORTH_PROCESSES else 1
+            workers = worker_count(len(todo), max(prod(self.seen[name].size) for name in todo))
         answers = answered(self._jobs(todo), min(workers, len(todo)))
         for pair, found in track(answers, "Scoring pairs", total=len(todo)):
             kept.keep(list(self._lines(pair, todo[pair], found)))
@@ -106,15 +104,15 @@ class WantedScores:
         whole = len(self.pairs) * len(self.methods)
         missing = sum(map(len, todo.values()))
         if missing < whole:
-            say(f"{whole - missing} of {whole} fused pictures have their scores, {missing} are scored now")
+            say(f"fused pictures that have their scores: {whole - missing} of {whole}; scored now: {missing}")
         for method in self.methods:
             mine = [(pair, key) for pair, items in todo.items() for key, item in items.items() if item.method is method]
             changed = [(key, old) for pair, key in mine if (old := kept.last(pair, method.name)) not in (None, key)]
             sources = sum(old is not None and key.sources != old.sources for key, old in changed)
             if sources:
-                say(f"{method.name}: scored anew on {sources} pairs, whose sources or reading have changed")
+                say(f"{method.name}: pairs whose sources or reading have changed, scored anew: {sources}")
             if len(changed) > sources:
-                say(f"{method.name}: scored anew on {len(changed) - sources} pairs, where it has changed")
+                say(f"{method.name}: fused pictures that have changed, scored anew: {len(changed) - sources}")
 
     def _jobs(self, todo: _Todo) -> Iterator[Job]:
         """One per pair; models compute here, when the job is asked for."""
