@@ -32,17 +32,25 @@ class FrameSequence(NamedTuple):
         return min((after - before for before, after in pairwise(self.numbers) if after > before), default=1)
 
 
-def find_sequences(data: Path, reading: Reading | Path | None = None) -> list[FrameSequence]:
+def find_sequences(
+    data: Path, *, split: str | None = None, reading: Reading | Path | None = None
+) -> list[FrameSequence]:
     """Find all sequences of two frames and more under a folder.
 
     They are those of pairs of MP4 files, ``ir/CLIP.mp4`` and ``vis/CLIP.mp4`` or ``CLIP/ir.mp4`` and ``CLIP/vis.mp4``
     (the folders may have any of their usual names), and where there are none, of folders of numbered pictures, see
     :func:`duskfuse.data.layout.find_pairs`.
 
+    Args:
+        data: where to look.
+        split: only what lies in a folder of this name.
+        reading: how the infrared pictures are read.
+
     Raises:
-        InputError: no two pictures follow one another, the two videos of a pair have different numbers of frames.
+        InputError: no two pictures follow one another, the two videos of a pair have different numbers of frames, or
+            what `find_pairs` raises.
     """
-    pairs = video_pairs(data, reading) or find_pairs(data, reading=reading)
+    pairs = video_pairs(data, split=split, reading=reading) or find_pairs(data, split=split, reading=reading)
     sequences = [sequence for sequence in frame_sequences(pairs) if len(sequence.frames) > 1]
     if not sequences:
         raise InputError(
@@ -78,13 +86,14 @@ def frame_sequences(pairs: Sequence[PairFiles]) -> list[FrameSequence]:
     return found
 
 
-def video_pairs(data: Path, reading: Reading | Path | None = None) -> list[PairFiles]:
-    """The frames of all pairs of videos in or under a folder; empty where there is none."""
+def video_pairs(data: Path, *, split: str | None = None, reading: Reading | Path | None = None) -> list[PairFiles]:
+    """The frames of all pairs of videos in or under a folder, or in its folders of a split; empty without any."""
     found: dict[tuple[str, ...], dict[Side, Path]] = defaultdict(dict)
     for path in sorted(data.rglob("*")):
         parts = path.relative_to(data).with_suffix("").parts
         place = GENERIC.side_place(parts)
-        if path.suffix.lower() in VIDEO_SUFFIXES and place is not None:
+        wanted = split is None or split.lower() in (part.lower() for part in parts)
+        if path.suffix.lower() in VIDEO_SUFFIXES and place is not None and wanted:
             found[parts[:place] + parts[place + 1 :]][GENERIC.side_of[parts[place].lower()]] = path
     read_as = reading_of(data, reading)
     pairs: list[PairFiles] = []

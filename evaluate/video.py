@@ -192,6 +192,7 @@ def video_stability(
     *,
     model: Sequence[str | Path] = (),
     fused: Mapping[str, Path] | None = None,
+    split: str | None = None,
     out: Path,
     reading: Reading | Path | None = None,
     overwrite: bool = False,
@@ -207,6 +208,7 @@ def video_stability(
             in their last number alone are the frames of a sequence.
         model: zoo names, checkpoints and ONNX files.
         fused: row name → folder of fused frames, of the names of the pairs.
+        split: only the sequences of this split.
         out: folder to write to, made where missing; other files in it stay.
         reading: how the infrared pictures are read, or a file that says it; by default the dataset's ``duskfuse.yaml``.
             Scaling every frame by its own percentiles makes the infrared source itself flicker.
@@ -220,7 +222,7 @@ def video_stability(
     from duskfuse.evaluate.video_report import video_page
 
     check_free(out, FILES, overwrite)
-    sequences = find_sequences(data, reading)
+    sequences = find_sequences(data, split=split, reading=reading)
     frames = [files for sequence in sequences for files in sequence.frames]
     methods = [*models(model, {}), *_folders(fused or {}, frames), *trivial()]
     check_names(methods, reference=None)

@@ -15,9 +15,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from rich.console import Console
+from typer.testing import CliRunner
 
+from duskfuse.cli import app
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import grey_u8, read_infrared, read_visible, to_u8, write_picture
+from duskfuse.data.progress import set_quiet
 from duskfuse.evaluate import degraded_scores
 from duskfuse.evaluate.degradations import CLEAN, DEGRADATIONS, Condition, Degradation
 from duskfuse.evaluate.evaluate import evaluate
@@ -308,6 +311,33 @@ def test_errors_come_before_any_score(data: Path, blend: Path, tmp_path: Path):
     with pytest.raises(InputError, match="holds the scores of night & day"):
         robustness(folder, out=kept, metrics=("SD",), workers=1)
     assert not out.exists()
+
+
+def test_from_the_shell(data: Path, blend: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    code = ["evaluate", str(data), "--out", str(out), "--model", str(blend)]
+    sweep = [*code, "--robustness", "--limit", "1", "--metrics", "sd,Qabf", "--workers", "1", "--json"]
+    try:
+        done = CliRunner().invoke(app, sweep)
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert (found["pairs"], list(found["metrics"])) == (["a"], ["SD", "Qabf"])
+        assert sorted(path.name for path in out.iterdir()) == [
+            "robustness.csv",
+            "robustness.html",
+            "robustness.json",
+            "robustness_scores.jsonl",
+        ]
+        for extra, said in (
+            (["--robustness", "--reference", "blend"], "--reference with --robustness"),
+            (["--robustness", "--video"], "--video with --robustness"),
+            (["--limit", "3"], "--limit without --robustness"),
+        ):
+            done = CliRunner().invoke(app, [*code, *extra])
+            assert done.exit_code == 2
+            assert said in done.stderr
+    finally:
+        set_quiet(False)
 
 
 def test_a_checkpoint_in_processes(data: Path, checkpoint: Path, tmp_path: Path):

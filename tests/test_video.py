@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from rich.console import Console
+from typer.testing import CliRunner
 
+from duskfuse.cli import app
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_grey_u8, write_picture
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles, SourcePicture
+from duskfuse.data.progress import set_quiet
 from duskfuse.data.scenes import render_scene
 from duskfuse.evaluate import video
 from duskfuse.evaluate.frame_sequences import frame_sequences
@@ -451,6 +454,27 @@ def test_errors(clip: Path, tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file is a file"):
         video_stability(clip, out=tmp_path / "file")
+
+
+def test_from_the_shell(clip: Path, measured: VideoStability, tmp_path: Path):
+    for split in ("train", "test"):
+        for path in clip.rglob("*.png"):
+            copy = tmp_path / "clips" / split / path.parent.name / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    command = ["evaluate", str(tmp_path / "clips"), "--video", "--out", str(tmp_path / "out"), "--split", "test"]
+    try:
+        done = CliRunner().invoke(app, [*command, "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert len(found["sequences"]) == 1
+        average = next(row for row in found["rows"] if row["name"] == "average")
+        assert average["mean"]["E_vis"] == pytest.approx(measured.mean("average", Measure.E_VIS))
+        done = CliRunner().invoke(app, [*command, "--metrics", "EN"])
+        assert done.exit_code == 2
+        assert "--metrics with --video" in done.stderr
+    finally:
+        set_quiet(False)
 
 
 @pytest.mark.realdata

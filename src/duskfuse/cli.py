@@ -333,6 +333,13 @@ def evaluate_command(
         str | None,
         typer.Option(help="With --task: which classes count, e.g. FMB-14; default: the dataset's.", show_default=False),
     ] = None,
+    robust: Annotated[
+        bool, typer.Option("--robustness", help="Score degraded pairs instead: dark, noisy, hazy, shifted, dead, …")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="With --robustness: pairs, spread evenly; default: 12.", show_default=False)
+    ] = None,
+    video: Annotated[bool, typer.Option("--video", help="Measure how steady sequences of frames are instead.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -341,6 +348,44 @@ def evaluate_command(
     The same command goes on where a killed one stopped; with one more method it computes that method only.
     """
     with _verb(as_json):
+        if robust or video or limit is not None:
+            given = {"--fused": fused, "--reference": reference, "--workers": workers, "--limit": limit, "--task": task}
+            given |= {"--mode": mode != "definition", "--metrics": metrics != "default", "--on-bad": on_bad != "error"}
+            given |= {"--predictions": predictions, "--classes": classes, "--video": robust and video}
+            _check_given(given, robust, video)
+        if robust:
+            from duskfuse.evaluate.evaluate import metrics_named
+            from duskfuse.evaluate.robustness import DEFAULT_PAIRS, SWEPT_METRICS, robustness
+            from duskfuse.evaluate.robustness_report import robustness_table
+
+            swept = robustness(
+                data,
+                model=model or (),
+                metrics=SWEPT_METRICS if metrics == "default" else metrics_named(metrics),
+                limit=DEFAULT_PAIRS if limit is None else limit,
+                split=split,
+                out=out,
+                reading=reading,
+                workers=workers,
+                overwrite=overwrite,
+            )
+            _show(swept.to_json(), as_json, [robustness_table(swept)])
+            return
+        if video:
+            from duskfuse.evaluate.video import video_stability
+            from duskfuse.evaluate.video_report import video_table
+
+            stability = video_stability(
+                data,
+                model=model or (),
+                fused=_named_folders(fused or []),
+                split=split,
+                out=out,
+                reading=reading,
+                overwrite=overwrite,
+            )
+            _show(stability.to_json(), as_json, [video_table(stability)])
+            return
         changed = (metrics, mode, on_bad) != ("default", "definition", "error")
         _check_task(task, [predictions, classes], [model, fused, reference, reading, workers, changed])
         if task is not None:
@@ -581,6 +626,23 @@ def _span(option: str, text: str) -> tuple[float, float]:
             f"{option} {text}", rule="two numbers, written LOW:HIGH", remedy=f"e.g. {option} 0.5:99.5"
         ) from None
     return low, high
+
+
+def _check_given(given: dict[str, Any], robust: bool, video: bool) -> None:
+    """Refuse options that would change nothing beside --robustness or --video."""
+    from duskfuse.data.errors import InputError
+
+    if not (robust or video):
+        raise InputError("--limit without --robustness", rule="the metrics are computed on all pairs of a split")
+    measured = "--robustness" if robust else "--video"
+    used = ["--metrics", "--workers", "--limit"] if robust else ["--fused"]
+    idle = [option for option, value in given.items() if value and option not in used]
+    if idle:
+        raise InputError(
+            f"{idle[0]} with {measured}",
+            rule=f"beside {measured}, --model, {', '.join(used)}, --split, --reading and --overwrite count",
+            remedy="leave it away, or use two commands",
+        )
 
 
 def _check_task(task: str | None, of_task: list[Any], of_metrics: list[Any]) -> None:
