@@ -1,27 +1,30 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from math import log10, nan
+from math import inf, isnan, log10, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow.parquet
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_grey_u8, read_infrared, read_visible, write_picture
 from duskfuse.data.weights import ModelCard, save_weights
-from duskfuse.evaluate.evaluate import evaluate
+from duskfuse.evaluate.evaluate import evaluate, metrics_named
 from duskfuse.evaluate.fusers import open_fuser
 from duskfuse.evaluate.metrics import DEFAULT as METRICS
-from duskfuse.evaluate.metrics import SourceStatistics, fusion_metrics
+from duskfuse.evaluate.metrics import DEFAULT_METRICS, Mode, SourceStatistics, fusion_metrics
+from duskfuse.evaluate.metrics import METRICS as ALL_METRICS
 from duskfuse.evaluate.scores import Evaluation, Kind
 from duskfuse.evaluate.terminal_tables import SHOWN, terminal_tables
 from duskfuse.students.unet import UNetStudent
@@ -310,16 +313,191 @@ def test_wrong_input_is_named_before_any_work(data: Path, tmp_path: Path):
     assert not out.exists()
 
 
+def test_parquet_and_summary_hold_what_the_rows_say(data: Path, tmp_path: Path):
+    fused = {"ours": write_fused(data, tmp_path / "fused"), "twin": write_fused(data, tmp_path / "twin")}
+    out = tmp_path / "out"
+    found = evaluate(data, fused=fused, reference="ours", metrics=["EN", "SCD", "Nabf"], out=out)
+    stored = pyarrow.parquet.read_table(out / "per_image.parquet")
+    assert stored.column_names == ["pair", "method", "kind", "EN", "SCD", "Nabf", "PSNR to ours"]
+    table = {(line["pair"], line["method"]): line for line in stored.to_pylist()}
+    for row in found.rows:
+        for name, scores in row.scores.items():
+            expected = {metric: None if isnan(value) else value for metric, value in scores.items()}
+            line = table[name, row.name]
+            assert {metric: line[metric] for metric in expected} == expected
+    assert table["a", "ours"]["PSNR to ours"] is None
+    assert table["a", "twin"]["PSNR to ours"] == inf
+    stamp = json.loads(stored.schema.metadata[b"duskfuse"])
+    assert (stamp["mode"], stamp["pairs"]) == ("definition", 3)
+    summary = {(line["method"], line["metric"]): line for line in lines(out / "summary.csv")}
+    assert len(summary) == 6 * 4
+    en = summary["twin", "EN"]
+    values = [scores["EN"] for scores in found.rows[1].scores.values()]
+    assert [float(en[key]) for key in ("mean", "median", "sd", "min", "max", "rank")] == pytest.approx(
+        [np.mean(values), np.median(values), np.std(values, ddof=1), min(values), max(values), 1.5]
+    )
+    assert (en["interval_low"], en["pairs"], en["better"]) == ("", "3", "higher")
+    assert summary["twin", "Nabf"]["better"] == "lower"
+    assert [summary["visible only", "SCD"][key] for key in ("mean", "rank", "pairs", "undefined")] == ["", "", "0", "3"]
+    assert [summary["twin", "PSNR to ours"][key] for key in ("mean", "identical", "rank")] == ["inf", "3", ""]
+
+
+def test_json_has_what_is_needed_to_compare_numbers(data: Path, tmp_path: Path):
+    model, folder = blend_model(tmp_path / "blend.onnx"), write_fused(data, tmp_path / "fused")
+    first = evaluate(data, model=[model], fused={"ours": folder}, out=tmp_path / "1", metrics=["EN"]).to_json()
+    rows = {row["name"]: row for row in first["rows"]}
+    assert rows["blend"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert rows["blend"]["origin"] == str(model)
+    assert rows["average"]["sha256"] is None
+    assert first["arithmetic"].keys() == {"code", "numpy", "opencv"}
+    assert "Holm" in first["statistics"]
+    again = evaluate(data, fused={"ours": folder}, out=tmp_path / "2", metrics=["EN"]).to_json()
+    assert again["rows"][0]["sha256"] == rows["ours"]["sha256"]
+    assert again["sources_sha256"] == first["sources_sha256"]
+    write_picture(folder / "b.png", np.zeros((48, 64), np.uint8))
+    write_picture(data / "ir" / "a.png", np.zeros((48, 64), np.uint8))
+    other = evaluate(data, fused={"ours": folder}, out=tmp_path / "3", metrics=["EN"]).to_json()
+    assert other["rows"][0]["sha256"] != rows["ours"]["sha256"]
+    assert other["sources_sha256"] != first["sources_sha256"]
+
+
+def test_ranks_and_tests_of_methods(tmp_path: Path):
+    """Nine pairs: a sharper copy beats a blurred one in every pair, which nine pairs can show of two metrics."""
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        picture = np.clip(128 + np.cumsum(rng.normal(0, 6, (24, 32)), axis=1), 0, 255)
+        write_picture(tmp_path / "set" / "ir" / f"{number}.png", picture.astype(np.uint8))
+        write_picture(tmp_path / "set" / "vis" / f"{number}.png", picture[::-1].astype(np.uint8))
+        for name, level in (("sharp", 1.0), ("blurred", 0.5)):
+            write_picture(tmp_path / name / f"{number}.png", (128 + level * (picture - 128)).astype(np.uint8))
+    folders = {name: tmp_path / name for name in ("blurred", "sharp")}
+    found = evaluate(tmp_path / "set", fused=folders, metrics=["SD", "AG"], out=tmp_path / "out")
+    assert found.ranks["sharp"] == {"SD": 1, "AG": 1}
+    assert found.ranks["blurred"] == {"SD": 2, "AG": 2}
+    assert (found.mean_rank("sharp"), found.mean_rank("blurred")) == (1, 2)
+    assert found.ranks["average"]["SD"] == 4  # among the trivial rows
+    assert [(test.metric, test.first, test.second, test.better) for test in found.tests] == [
+        ("SD", "blurred", "sharp", "sharp"),
+        ("AG", "blurred", "sharp", "sharp"),
+    ]
+    assert found.tests[0].p == pytest.approx(2 / 2**9)
+    assert found.tests[0].p_corrected == pytest.approx(4 / 2**9)
+    stored = found.to_json()
+    assert stored["tests"][0]["better"] == "sharp"
+    assert stored["rows"][1]["mean_rank"] == 1
+    low, high = stored["rows"][1]["interval"]["SD"]
+    assert low < stored["rows"][1]["mean"]["SD"] < high
+    shown = printed(found, width=100)
+    assert "±" in shown
+    assert "SD AG" in shown
+    assert "4 paired tests" not in shown
+    assert "2 paired tests" in shown
+
+
+def test_few_pairs_make_no_claim(data: Path, tmp_path: Path):
+    fused = {name: write_fused(data, tmp_path / name) for name in ("one", "two")}
+    found = evaluate(data, fused=fused, out=tmp_path / "out")
+    assert all(test.p is None and test.better is None for test in found.tests)
+    assert all(row.summary("EN").interval is None for row in found.rows)
+    assert "Fewer than 6 pairs: no difference between methods is claimed" in printed(found, width=100)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_the_terminal_table_fits_its_width(data: Path, tmp_path: Path, width: int):
+    names = [f"method-with-a-long-name-{number}" for number in range(4)]
+    fused = {name: write_fused(data, tmp_path / name) for name in names}
+    shown = printed(evaluate(data, fused=fused, reference=names[0], out=tmp_path / "out"), width=width)
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    assert all(f"{name}↑" in shown or f"{name}↓" in shown for name in SHOWN)
+    assert "9 more metrics are in summary.csv" in shown.replace("\n", " ")
+
+
+def test_metrics_are_named_in_any_case_and_order():
+    assert metrics_named("default") == DEFAULT_METRICS
+    assert metrics_named("ALL") == tuple(metric.name for metric in ALL_METRICS)
+    assert metrics_named(" qabf, EN ,ms-ssim,") == ("EN", "MS-SSIM", "Qabf")
+    for text, remedy in (("EN,VIFFF", "did you mean VIFF"), ("EN,brightness-of-it-all", "leave it away")):
+        with pytest.raises(InputError, match=remedy):
+            metrics_named(text)
+    with pytest.raises(InputError, match="no metrics"):
+        metrics_named(",")
+
+
+def test_chosen_metrics_are_the_columns(data: Path, tmp_path: Path):
+    found = evaluate(data, metrics=["FMI-pixel", "EN"], out=tmp_path / "out")
+    assert [metric.name for metric in found.metrics] == ["EN", "FMI-pixel"]
+    assert set(found.rows[0].scores["a"]) == {"EN", "FMI-pixel"}
+    assert "FMI-pixel↑" in printed(found, width=100)
+    with pytest.raises(InputError, match="unknown metric"):
+        evaluate(data, metrics=["fmi"], out=tmp_path / "out")
+
+
+def test_modes_are_those_of_the_metrics(data: Path, tmp_path: Path):
+    ir, vis = (read_grey_u8(data / side / "b.png") for side in ("ir", "vis"))
+    for mode in Mode:
+        found = evaluate(data, mode=mode, out=tmp_path / mode, metrics=["SD", "SSIM", "PSNR"])
+        expected = fusion_metrics(SourceStatistics(ir, vis, mode), np.maximum(ir, vis), ("SD", "PSNR", "SSIM"))
+        assert next(row for row in found.rows if row.name == "maximum").scores["b"] == pytest.approx(expected)
+        assert json.loads((tmp_path / mode / "metrics.json").read_text())["mode"] == mode
+
+
+def test_one_split(data: Path, tmp_path: Path):
+    for split, name in (("train", "a"), ("test", "b"), ("test", "c")):
+        for side in ("ir", "vis"):
+            write_picture(tmp_path / "set" / split / side / f"{name}.png", read_grey_u8(data / side / f"{name}.png"))
+    found = evaluate(tmp_path / "set", split="test", metrics=["EN"], out=tmp_path / "out")
+    assert (list(found.rows[0].scores), found.split) == (["b", "c"], "test")
+    assert found.to_json()["split"] == "test"
+    with pytest.raises(InputError, match="holds the scores of set, split test"):
+        evaluate(tmp_path / "set", split="train", metrics=["EN"], out=tmp_path / "out")
+
+
+def test_a_changed_model_is_scored_anew(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Also one whose weights lie beside it: then the .onnx file itself stays the same."""
+    path, out = tmp_path / "model.onnx", tmp_path / "out"
+    hashes = []
+    for share in (0.25, 0.5):
+        model = onnx.load(blend_model(tmp_path / "whole.onnx", share))
+        for tensor in model.graph.initializer:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+        options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
+        onnx.save(model, path, **options)
+        found = evaluate(data, model=[path], metrics=["EN"], out=out)
+        hashes.append((hashlib.sha256(path.read_bytes()).hexdigest(), found.rows[0].sha256))
+        (tmp_path / "weights.bin").rename(tmp_path / f"weights of {share}.bin")
+    (file, first), (same_file, second) = hashes
+    assert file == same_file
+    assert first != second
+    assert "model: fused pictures that have changed, scored anew: 3" in capfd.readouterr().err
+
+
+def test_a_model_of_one_size_is_checked_before_any_work(data: Path, tmp_path: Path):
+    model = onnx.load(blend_model(tmp_path / "whole.onnx"))
+    for value in (*model.graph.input, *model.graph.output):
+        for place, size in ((2, 48), (3, 60)):
+            value.type.tensor_type.shape.dim[place].dim_value = size
+    onnx.save(model, tmp_path / "fixed.onnx")
+    with pytest.raises(InputError, match=r"fixed: 3 of another size .*it takes 60x48, a is 64x48"):
+        evaluate(data, model=[tmp_path / "fixed.onnx"], metrics=["EN"], out=tmp_path / "out")
+
+
+def test_workers_are_at_least_one(data: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="0 workers"):
+        evaluate(data, workers=0, out=tmp_path / "out")
+
+
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_published_baselines(shared_data: Path, shared_facts: Path, tmp_path: Path):
     """Means over the 25 validation pairs, to the four digits they were recorded with."""
     golden = json.loads((shared_facts / "val_baselines.json").read_text())
-    found = evaluate(shared_data / "val", out=tmp_path / "out")
+    chosen = [metric.name for metric in METRICS if metric.name in golden["average"]]
+    found = evaluate(shared_data / "val", metrics=chosen, out=tmp_path / "out")
     assert found.pairs == 25
     rows = {row.name: row for row in found.rows}
     for name, row in (("average", "average"), ("maximum", "maximum"), ("visible", "visible only")):
-        means = {metric.name: rows[row].summary(metric.name).mean for metric in METRICS if metric.name in golden[name]}
+        means = {metric: rows[row].summary(metric).mean for metric in chosen}
         expected = {metric: nan if golden[name][metric] is None else golden[name][metric] for metric in means}
         assert len(means) == 14
         assert means == pytest.approx(expected, abs=5.001e-5, nan_ok=True)
