@@ -48,7 +48,7 @@ def drift(evaluation: Evaluation, shown: ShownPairs | None) -> list[Html]:
         rows.append([row.name, *psnr, *_similarities(row.name, shown)])
     if not rows:
         return []
-    header = ["method", "PSNR, mean dB", "worst pair", "identical pairs", "SSIM, mean", "worst pair"]
+    header = ["method", "PSNR, mean dB", "PSNR, worst pair", "identical pairs", "SSIM, mean", "SSIM, worst pair"]
     text = f"8-bit luminance beside that of {evaluation.reference}: for a quantised model, what quantising cost."
     looked_at = max((len(found) for found in shown.similarity.values()), default=0) if shown else 0
     if looked_at and looked_at < evaluation.pairs:

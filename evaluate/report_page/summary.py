@@ -149,6 +149,9 @@ def _tests(evaluation: Evaluation) -> list[Html]:
     if all(test.p is None for test in evaluation.tests):
         few = f"With {counted(evaluation.pairs)}, fewer than {FEWEST_PAIRS}, no difference between methods is claimed."
         return [title, paragraph(few)]
+    if not any(test.better for test in evaluation.tests):
+        none = f"None of {counted(len(evaluation.tests), 'difference')} is shown over {counted(evaluation.pairs)}."
+        return [title, paragraph(none), folded("Every difference", _differences(evaluation))]
     told = f"Metrics of {len(evaluation.chosen)} in which the row is better : in which the column is better"
     meaning = (
         f"{told}; the rest is not shown at {LEVEL:.0%}. Pairs are taken as independent: frames of one video are not."
