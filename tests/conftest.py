@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from duskfuse.data.progress import set_quiet
 from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.students.unet import UNetStudent
 
@@ -19,8 +20,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every test its own duskfuse home and one torch thread, so that tests can run side by side."""
+    """Give every test its own duskfuse home, one torch thread and progress messages."""
     torch.set_num_threads(1)  # again: a test may have asked for another number
+    set_quiet(False)  # a test of --json leaves the process quiet
     monkeypatch.setenv("DUSKFUSE_HOME", str(tmp_path_factory.mktemp("home")))
 
 
