@@ -191,7 +191,6 @@ class Stage {
       this.cut = clamp(ends[event.key] ?? this.cut + steps[event.key], 0, 1);
       this.draw();
       event.preventDefault();
-      event.stopPropagation();
     });
     return handle;
   }
