@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import exp, log10
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,3 +212,10 @@ def test_a_dead_camera_shows_one_level(pair: tuple[Picture, Picture]):
             level = 0.5 if "grey" in degradation.name else 0
             assert (degraded(degradation, pair, 1) == level).all()
     assert freeze(pair[1], rng(), level=0.5).shape == pair[1].shape
+
+
+def test_the_metrics_page_states_the_parameters():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for degradation in DEGRADATIONS:
+        given = [degradation.parameters(severity) for _, severity in degradation.conditions]
+        assert f"| {degradation.name} | {degradation.side} | {' | '.join(given)} |" in page
