@@ -38,7 +38,7 @@ from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
 from duskfuse.teachers.agreement import SAME_SHADE, measure
 from duskfuse.teachers.combine_teachers import Combination, CombinedTeacher, QualityScore
-from duskfuse.teachers.ddfm import DdfmTeacher
+from duskfuse.teachers.ddfm import DdfmForm, DdfmTeacher
 from duskfuse.teachers.open_teacher import TeacherOpening, open_teacher
 from duskfuse.teachers.teacher import Teacher, TeacherJob, TeacherPicture
 from duskfuse.teachers.teacher_item import TeacherItem
@@ -167,6 +167,7 @@ def cache_teacher(
     combine: Combination | None = None,
     score: QualityScore | None = None,
     steps: int | None = None,
+    ddfm_form: DdfmForm = DdfmForm.MIRRORED,
     cache: Path | None = None,
     masks: MaskSourceName | None = None,
     split: str | None = None,
@@ -186,6 +187,7 @@ def cache_teacher(
         combine: what becomes of several.
         score: by which pictures are compared then.
         steps: of a diffusion teacher's sampler; by default what its paper has.
+        ddfm_form: how much of the published program DDFM repeats.
         cache: root folder of the cache, ``$DUSKFUSE_HOME/cache`` by default.
         masks: which cached masks a main network takes.
         split: use one split of the dataset only.
@@ -206,10 +208,8 @@ def cache_teacher(
     pairs = _spread(found, limit)
     jobs, unreadable = _jobs(pairs)
     caching = _Caching(PriorCache(cache), jobs, strict, engine, workers, dry_run)
-    reports = [
-        caching.run(open_teacher(name, data=data, pairs=found, jobs=jobs, cache=cache, masks=masks, steps=steps))
-        for name in names
-    ]
+    opening = partial(open_teacher, data=data, pairs=found, jobs=jobs, cache=cache, masks=masks)
+    reports = [caching.run(opening(name, steps=steps, ddfm_form=ddfm_form)) for name in names]
     report = reports[0]
     if combine is not None:
         if score is None:

@@ -15,7 +15,7 @@ from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.weights import CARD_KEY, read_card
 from duskfuse.teachers import conditional_diffusion, ddfm, denoiser, main_network
 from duskfuse.teachers.conditional_diffusion import ConditionalDiffusionTeacher
-from duskfuse.teachers.ddfm import DdfmTeacher
+from duskfuse.teachers.ddfm import DdfmForm, DdfmTeacher
 from duskfuse.teachers.folder_teacher import FolderTeacher, ReadyFolder, find_method, method_names
 from duskfuse.teachers.main_network_teacher import MainNetworkTeacher
 from duskfuse.teachers.teacher import Teacher, TeacherJob
@@ -36,6 +36,7 @@ def open_teacher(
     cache: Path | None = None,
     masks: MaskSourceName | None = None,
     steps: int | None = None,
+    ddfm_form: DdfmForm = DdfmForm.MIRRORED,
 ) -> TeacherOpening:
     """Find out what a teacher is.
 
@@ -48,6 +49,7 @@ def open_teacher(
         cache: root folder of the cache, where the main network finds its masks.
         masks: which of several.
         steps: of a diffusion teacher's sampler; by default what its paper has.
+        ddfm_form: how much of the published program DDFM repeats.
 
     Raises:
         InputError: it is nothing of these; or it is, and cannot be used.
@@ -61,7 +63,7 @@ def open_teacher(
     if not path.exists():
         raise _unknown(teacher, data)
     if path.is_dir() or not _has_card(path):
-        return partial(DdfmTeacher, path, steps=steps or ddfm.STEPS)
+        return partial(DdfmTeacher, path, steps=steps or ddfm.STEPS, form=ddfm_form)
     architecture = read_card(path).architecture
     if architecture == main_network.ARCHITECTURE:
         store = open_masks(cache, {key for job in jobs for key in job.keys}, masks)

@@ -53,7 +53,7 @@ ReadingFile = Annotated[
     ),
 ]
 Masks = Annotated[
-    str | None, typer.Option(help="Which cached masks to use: sam, regions or labels.", show_default=False)
+    str | None, typer.Option(help="Which cached masks to use: sam, regions, labels, ….", show_default=False)
 ]
 
 
@@ -89,7 +89,9 @@ def cache_masks_command(
     source: Annotated[
         str | None, typer.Option(help="sam, regions, labels or random-crops.", show_default=False)
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="SAM checkpoint.", show_default=False)] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="SAM or MobileSAM checkpoint, or a transformers folder.", show_default=False)
+    ] = None,
     preset: Annotated[str, typer.Option(help="SAM settings: fast or paper.")] = "fast",
     keep: Annotated[int, typer.Option(help="Masks of a picture at most.")] = 20,
     cache: Cache = None,
@@ -134,6 +136,9 @@ def cache_teacher_command(
         str | None, typer.Option(help="What becomes of several: best, or blend (of the two best).", show_default=False)
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of a diffusion teacher.", show_default=False)] = None,
+    ddfm_form: Annotated[
+        str, typer.Option(help="DDFM: mirrored (keeps both sources), corrected (as in the paper), or published.")
+    ] = "mirrored",
     cache: Cache = None,
     masks: Masks = None,
     split: Split = None,
@@ -155,6 +160,7 @@ def cache_teacher_command(
         from duskfuse.evaluate.quality import quality_score
         from duskfuse.teachers.cache_teacher import cache_teacher
         from duskfuse.teachers.combine_teachers import Combination
+        from duskfuse.teachers.ddfm import DdfmForm
 
         report = cache_teacher(
             data,
@@ -162,6 +168,7 @@ def cache_teacher_command(
             combine=None if combine is None else _choice(Combination, combine, "--combine"),
             score=quality_score,
             steps=steps,
+            ddfm_form=_choice(DdfmForm, ddfm_form, "--ddfm-form"),
             cache=cache,
             masks=None if masks is None else _choice(MaskSourceName, masks, "--masks"),
             split=split,
