@@ -86,11 +86,11 @@ class RobustnessRow:
 
 @dataclass(frozen=True)
 class Example:
-    """One degraded pair and what the models made of it, small."""
+    """One pair under one condition and what the models made of it, small."""
 
     condition: Condition
     pictures: Mapping[str, NDArray[np.uint8]]
-    """Caption → ``[H, W]`` grey or ``[H, W, 3]`` RGB uint8; the degraded picture first."""
+    """Caption → ``[H, W]`` grey or ``[H, W, 3]`` RGB uint8; the degraded picture (of the clean pair both) first."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class Robustness:
     rows: tuple[RobustnessRow, ...]
     """Models, then average and maximum of the degraded pictures."""
     degradations: tuple[Degradation, ...] = DEGRADATIONS
+    example: str = ""
+    """Name of the pair of `examples`."""
     examples: tuple[Example, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -218,6 +220,7 @@ def robustness(
             found=len(pairs),
             metrics=chosen_metrics,
             rows=tuple(RobustnessRow(method.name, method.kind, scores.of(method, kept)) for method in methods),
+            example=chosen[len(chosen) // 2].name,
             examples=_examples(chosen[len(chosen) // 2], methods),
         )
         write_atomically(out / "robustness.json", json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
@@ -252,18 +255,24 @@ def _check_sizes(methods: Sequence[Method]) -> None:
 
 
 def _examples(files: PairFiles, methods: Sequence[Method]) -> tuple[Example, ...]:
-    """The middle severity of every degradation on one pair."""
+    """A pair as it is, and under the middle severity of every degradation."""
     clean = SourcePictures(files)
     shown = [method for method in methods if method.kind is not Kind.TRIVIAL]
-    found = []
+    found = [_example(CLEAN, clean, {"infrared": to_u8(clean.ir), "visible": to_u8(clean.vis)}, shown)]
     for degradation in DEGRADATIONS:
-        severity = (len(degradation.severities) + 1) // 2
-        given = degraded(clean, degradation, severity)
-        pictures = {degradation.name: to_u8(given.ir if degradation.side is Side.INFRARED else given.vis)}
-        pictures |= {method.name: fused_grey(method.picture(given), given) for method in shown}
-        small = {name: _smaller(picture) for name, picture in pictures.items()}
-        found.append(Example(Condition(degradation.name, severity), small))
+        condition = degradation.conditions[len(degradation.severities) // 2]
+        given = degraded(clean, degradation, condition.severity)
+        worse = to_u8(given.ir if degradation.side is Side.INFRARED else given.vis)
+        caption = f"{degradation.side}, {degradation.parameters(condition.severity)}"
+        found.append(_example(condition, given, {caption: worse}, shown))
     return tuple(found)
+
+
+def _example(
+    condition: Condition, given: SourcePictures, shown: Mapping[str, NDArray[np.uint8]], methods: Sequence[Method]
+) -> Example:
+    pictures = {**shown, **{method.name: fused_grey(method.picture(given), given) for method in methods}}
+    return Example(condition, {name: _smaller(picture) for name, picture in pictures.items()})
 
 
 def _smaller(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

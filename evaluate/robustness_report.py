@@ -42,6 +42,9 @@ _HOW_TO_READ = (
 )
 
 
+_GRID = "display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: .75rem"
+
+
 def robustness_page(found: Robustness) -> Page:
     """The page of a sweep alone."""
     pairs = f"{len(found.pairs)} of {found.found} pairs of {found.data}"
@@ -58,9 +61,13 @@ def add_robustness(page: Page, found: Robustness) -> None:
 def robustness_section(found: Robustness) -> Html:
     """The content of the section: drops, curves per degradation, examples, and the exact parameters."""
     parts = [paragraph(_WHY_CLEAN), _drops(found), note(_HOW_TO_READ)]
+    parts += [
+        subheading("clean", f"{found.example}, the pair of the pictures below"),
+        _example(found, CLEAN.degradation),
+    ]
     for degradation in found.degradations:
         parts.append(subheading(degradation.name, degradation.meaning))
-        parts.append(_example(found, degradation))
+        parts.append(_example(found, degradation.name))
         single = len(degradation.severities) == 1
         parts.append(_dead(found, degradation) if single else folded("Curves", _curves(found, degradation)))
     parts.append(subheading("Parameters", "of every severity; pictures are in [0, 1]"))
@@ -111,7 +118,7 @@ def _drops(found: Robustness) -> Html:
 
 
 def _curves(found: Robustness, degradation: Degradation) -> Html:
-    charts = (
+    charts = join(
         line_chart_svg(
             {row.name: row.curve(metric, degradation) for row in found.rows},
             "severity (0: clean)",
@@ -119,7 +126,7 @@ def _curves(found: Robustness, degradation: Degradation) -> Html:
         )
         for metric in found.metrics
     )
-    return pictures(charts)
+    return Html(f'<div style="{_GRID}">{charts}</div>')
 
 
 def _dead(found: Robustness, degradation: Degradation) -> Html:
@@ -135,13 +142,9 @@ def _clean_and_dead(found: Robustness, row: RobustnessRow, degradation: Degradat
         yield [f"{row.name}, {place.degradation}", *means]
 
 
-def _example(found: Robustness, degradation: Degradation) -> Html:
-    shown = [example for example in found.examples if example.condition.degradation == degradation.name]
-    return pictures(
-        figure(picture, f"{caption}, severity {example.condition.severity}" if place == 0 else caption)
-        for example in shown
-        for place, (caption, picture) in enumerate(example.pictures.items())
-    )
+def _example(found: Robustness, degradation: str) -> Html:
+    shown = (example for example in found.examples if example.condition.degradation == degradation)
+    return pictures(figure(picture, caption) for example in shown for caption, picture in example.pictures.items())
 
 
 def _parameters(found: Robustness) -> Html:
@@ -155,4 +158,4 @@ def _parameters(found: Robustness) -> Html:
 
 
 def _number(value: float, metric: MetricInfo) -> str:
-    return "–" if isnan(value) else f"{value:.{metric.decimals}f}"
+    return "–" if isnan(value) else f"{value:.{metric.decimals}f}".replace("-", "−")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _DECIMALS = 2
 _FEW_SEEN = 0.5
+_DRAWN = 500
+"""Frames in a chart."""
 _MEANINGS = (
     ("E_vis ↓", "mean |frame − frame before, moved along the optical flow of the visible frames|, where seen before"),
     ("E_ir ↓", "the same along the optical flow of the infrared frames"),
@@ -124,10 +126,10 @@ def _notes(found: VideoStability) -> Html:
 
 def _chart(found: VideoStability, sequence: SequenceStability) -> Html:
     """Frame means over time."""
-    series = {
-        row: [(float(place), frame.levels[row]) for place, frame in enumerate(sequence.frames)] for row in found.rows
-    }
-    return line_chart_svg(series, "frame", "mean grey level")
+    drawn = sequence.frames[:_DRAWN]
+    series = {row: [(float(place), frame.levels[row]) for place, frame in enumerate(drawn)] for row in found.rows}
+    more = note(f"The first {_DRAWN} frames; all are in video.csv.") if len(sequence.frames) > _DRAWN else Html("")
+    return join([line_chart_svg(series, "frame", "mean grey level"), more])
 
 
 def _size(sequence: SequenceStability) -> str:
@@ -142,4 +144,4 @@ def _steps(count: int) -> str:
 def _number(value: float, signed: bool = False) -> str:
     if isnan(value):
         return "–"
-    return f"{value:+.{_DECIMALS}f}" if signed else f"{value:.{_DECIMALS}f}"
+    return (f"{value:+.{_DECIMALS}f}" if signed else f"{value:.{_DECIMALS}f}").replace("-", "−")

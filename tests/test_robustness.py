@@ -195,7 +195,7 @@ def test_page_and_terminal(swept: Robustness, tmp_path: Path):
     assert "https://" not in html
     curves = sum(len(degradation.severities) > 1 for degradation in DEGRADATIONS) * len(SWEPT_METRICS)
     assert html.count("<polyline") == 3 * curves
-    assert html.count("<img ") == 2 * len(DEGRADATIONS)  # the degraded picture and what the model made of it
+    assert html.count("<img ") == 3 + 2 * len(DEGRADATIONS)  # the clean pair, degraded pictures, what the model made
     page = Page("Other")
     add_robustness(page, swept)
     assert "Robustness" in page.html()
@@ -203,7 +203,8 @@ def test_page_and_terminal(swept: Robustness, tmp_path: Path):
     console.print(robustness_table(swept))
     shown = console.export_text()
     assert all(degradation.name in shown for degradation in DEGRADATIONS)
-    assert f"{swept.rows[0].mean_drop(METRIC['Qabf'], DEGRADATIONS[0]):.3f}" in shown
+    drop = swept.rows[0].mean_drop(METRIC["Qabf"], DEGRADATIONS[0])
+    assert f"{drop:.3f}".replace("-", "−") in shown
 
 
 def test_pairs_are_spread_evenly_and_do_not_depend_on_each_other(

@@ -401,6 +401,7 @@ def test_files_and_page(measured: VideoStability, tmp_path: Path):
     for text in (html, page.html(), shown):
         assert f"{measured.mean('flickering', Measure.E_VIS):.2f}" in text
         assert f"{measured.mean_excess('flickering', Measure.E_IR):+.2f}" in text
+        assert f"{measured.mean_excess('stable', Measure.E_IR):+.2f}".replace("-", "−") in text
     assert "a &amp; b" in html
     assert "http://" not in html
 
