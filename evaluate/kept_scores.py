@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from math import inf, isinf, isnan, nan
 from pathlib import Path
@@ -144,7 +145,7 @@ def _line(text: bytes) -> Line | None:
     try:
         if line is None:
             return None
-        scores = {str(name): _number(value) for name, value in line["scores"].items()}
+        scores = {sys.intern(name): _number(value) for name, value in line["scores"].items()}
         return Line(str(line["pair"]), str(line["method"]), Key(str(line["sources"]), str(line["fused"])), scores)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

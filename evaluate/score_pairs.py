@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,9 +203,9 @@ def answered(jobs: Iterator[Job], workers: int) -> Iterator[tuple[str, dict[str,
 
 
 def _finished(running: dict[Future[dict[str, Answer]], str]) -> Iterator[tuple[str, dict[str, Answer]]]:
-    """Wait for a job at least, and give those that are done."""
+    """Wait for a job at least, and give those that are done, before the error of one that failed."""
     done, _ = wait(running, return_when=FIRST_COMPLETED)
-    for future in done:
+    for future in sorted(done, key=lambda future: future.exception() is not None):
         name = running.pop(future)
         try:
             answer = future.result()
@@ -212,36 +213,53 @@ def _finished(running: dict[Future[dict[str, Answer]], str]) -> Iterator[tuple[s
             raise DuskfuseError(
                 "a process that computes scores died",
                 rule=f"each needs some {BYTES_PER_PIXEL} bytes of memory per pixel of a pair",
-                remedy="run the same command again with fewer --workers: finished scores are kept",
+                remedy="run the same again with fewer --workers: finished scores are kept; a script of your own must "
+                'call it under `if __name__ == "__main__":`',
             ) from error
         yield name, answer
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[Executor]:
-    executor: Executor
-    if workers == 1:
-        executor = ThreadPoolExecutor(1)
-    else:
-        executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_process)
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        yield executor
+        if workers == 1:
+            with ThreadPoolExecutor(1) as thread:
+                try:
+                    yield thread
+                finally:
+                    thread.shutdown(cancel_futures=True)
+        else:
+            with _processes(workers) as processes:
+                yield processes
     finally:
-        executor.shutdown(cancel_futures=True)
         cv2.setNumThreads(before)
 
 
-def _start_process() -> None:
+@contextmanager
+def _processes(count: int) -> Iterator[Executor]:
+    """Processes that end at once, whatever they are at, where the block is left by an error, or this process dies."""
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(count, context, initializer=_start_process, initargs=(theirs,))
+    try:
+        yield executor
+        executor.shutdown()
+    finally:
+        ours.close()
+        executor.shutdown(cancel_futures=True)
+        theirs.close()
+
+
+def _start_process(parent: Connection) -> None:
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once; the parent says what there is to say
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for its next job for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with(parent: Connection) -> None:
+    """Nothing is ever sent: the pipe ends when the parent closes its end, or dies."""
+    with suppress(EOFError, OSError):
+        parent.recv()
+    os._exit(1)

@@ -78,20 +78,27 @@ def test_more_processes_give_the_same_numbers_in_the_same_order(pairs: Path, tmp
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals and /proc")
-def test_a_killed_evaluation_goes_on_where_it_stopped(pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+@pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc")
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_an_evaluation_goes_on_where_it_was_ended(
+    pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], end: signal.Signals, code: int
+):
+    """Its processes end with it, also when the signal is for the parent only."""
     out, fused = tmp_path / "out", fused_folder(pairs, tmp_path / "fused")
     command = [sys.executable, "-m", "duskfuse", "evaluate", pairs, "--fused", f"ours={fused}", "--out", out]
     options = ["--metrics", "all", "--workers", "2"]
-    run = subprocess.Popen([*map(str, command), *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    run = subprocess.Popen([*map(str, command), *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not (out / SCORES_FILE).is_file() or (out / SCORES_FILE).read_bytes().count(b"\n") < 11:
         assert run.poll() is None, "finished before it could be killed"
         assert time.monotonic() < until
         time.sleep(0.01)
     children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    run.send_signal(end)
+    said = run.communicate(timeout=60)[1].decode()
+    assert run.returncode == code
+    assert "Traceback" not in said
+    assert ("finished work is kept" in said) == (end is signal.SIGINT)
     kept = len(stored(out))
     assert 10 <= kept < 80
     with (out / SCORES_FILE).open("ab") as stream:
