@@ -1,4 +1,4 @@
-"""A robustness sweep for readers: a section of a report page, and a table for the terminal."""
+"""A robustness sweep for readers: a section of a report page, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ _HOW_TO_READ = (
 )
 
 
+_TELLING = ("SSIM", "VIFF", "Qabf")
 _GRID = "display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: .75rem"
 
 
@@ -75,29 +76,31 @@ def robustness_section(found: Robustness) -> Html:
     return join(parts)
 
 
-def robustness_table(found: Robustness) -> Table:
-    """Mean drops for the terminal: one line per degradation and method, one column per metric."""
+def robustness_tables(found: Robustness) -> list[Table]:
+    """Mean drops for the terminal: a table per telling metric, one line per degradation, one column per method."""
+    telling = [metric for metric in found.metrics if metric.name in _TELLING] or list(found.metrics[: len(_TELLING)])
+    return [_terminal_table(found, metric, last=metric is telling[-1]) for metric in telling]
+
+
+def _terminal_table(found: Robustness, metric: MetricInfo, last: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(
-        title=f"Mean drop over the severities, {len(found.pairs)} pairs of {found.data}; positive is worse",
-        caption=f"report: {found.out / 'robustness.html'}",
+        title=f"{metric.name}: mean drop, {len(found.pairs)} of {found.found} pairs",
+        caption=f"Positive is worse. All metrics and curves: {found.out / 'robustness.html'}" if last else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    shown.add_column("")
-    shown.add_column("")
-    for metric in found.metrics:
-        shown.add_column(metric.name, justify="right")
+    shown.add_column("", no_wrap=True)
+    for row in found.rows:
+        style = "dim" if row.kind is Kind.TRIVIAL else ""
+        shown.add_column(Text(row.name), justify="right", overflow="fold", style=style, header_style=style)
     for degradation in found.degradations:
-        for place, row in enumerate(found.rows):
-            style = "dim" if row.kind is Kind.TRIVIAL else ""
-            drops = (_number(row.mean_drop(metric, degradation), metric) for metric in found.metrics)
-            shown.add_row("" if place else degradation.name, Text(row.name), *drops, style=style)
+        shown.add_row(degradation.name, *(_number(row.mean_drop(metric, degradation), metric) for row in found.rows))
     return shown
 
 

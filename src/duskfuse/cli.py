@@ -363,7 +363,7 @@ def evaluate_command(
         if robust:
             from duskfuse.evaluate.evaluate import metrics_named
             from duskfuse.evaluate.robustness import DEFAULT_PAIRS, SWEPT_METRICS, robustness
-            from duskfuse.evaluate.robustness_report import robustness_table
+            from duskfuse.evaluate.robustness_report import robustness_tables
 
             swept = robustness(
                 data,
@@ -376,7 +376,7 @@ def evaluate_command(
                 workers=workers,
                 overwrite=overwrite,
             )
-            _show(swept.to_json(), as_json, [robustness_table(swept)])
+            _show(swept.to_json(), as_json, robustness_tables(swept))
             return
         if video:
             from duskfuse.evaluate.video import video_stability
