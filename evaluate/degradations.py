@@ -7,7 +7,7 @@ are clipped to [0, 1].
 
 The random degradations follow common sensor models: photons are counted with a Poisson law, electronics add a Gaussian
 (Foi et al., "Practical Poissonian-Gaussian noise modeling and fitting for single-image raw-data", TIP 2008); haze is
-Koschmieder's law; the columns of a microbolometer have offsets of their own. Needs numpy and OpenCV only.
+Koschmieder's law; the columns of a microbolometer have offsets of their own.
 """
 
 from __future__ import annotations
