@@ -228,14 +228,16 @@ def test_no_process_that_makes_masks_waits_for_torch():
 
 
 class Command:
-    """``cache-masks`` over 20 pairs in two worker processes, in a process group of its own."""
+    """``cache-masks`` over 40 pairs in two worker processes, in a process group of its own; takes seconds anywhere."""
+
+    PAIRS = 40
 
     def __init__(self, folder: Path) -> None:
         generator = np.random.default_rng(0)
-        for number in range(20):
+        for number in range(self.PAIRS):
             for side in ("ir", "vis"):
                 coarse = generator.integers(0, 255, (15, 20), dtype=np.uint8)
-                picture = np.kron(coarse, np.ones((8, 8), np.uint8))
+                picture = np.kron(coarse, np.ones((32, 32), np.uint8))
                 write_picture(folder / "data" / side / f"{number}.png", picture)
         self.cache = folder / "cache"
         self.arguments = ["cache-masks", str(folder / "data"), "--source", "regions", "--workers", "2"]
@@ -286,11 +288,11 @@ def test_an_interrupt_ends_all_processes_and_keeps_finished_work(tmp_path: Path)
     assert "Traceback" not in said
     await_end(process.pid)
     kept = command.records()
-    assert 0 < kept < 40
+    assert 0 < kept < 2 * Command.PAIRS
     second = command.start()
     assert second.communicate(timeout=60) is not None
     assert second.returncode == 0
-    assert command.records() == 40
+    assert command.records() == 2 * Command.PAIRS
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")

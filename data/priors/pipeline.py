@@ -53,6 +53,7 @@ WORTH_PROCESSES = 24
 """Jobs from which on starting processes takes less time than it saves."""
 RETRIES = 2
 """How often a job is tried again after a process died on it."""
+_LAST_WORDS_S = 5.0
 _GIVEN = 2
 """Jobs in the hands of a process: the one it is at, and the next."""
 
@@ -373,6 +374,11 @@ class _Process(Generic[Job]):
             self.given.popleft()
         return outcome
 
+    def bury(self) -> None:
+        """Let a process whose pipe has closed say why and end by itself; its pipe can close before its last words."""
+        self._process.join(_LAST_WORDS_S)
+        self.kill()
+
     def kill(self) -> None:
         """End the process whatever it does."""
         self._process.kill()
@@ -411,7 +417,7 @@ def _in_processes(work: Work[Job, Any], todo: Iterable[Todo[Job]], kind: PriorKi
 
 def _after_death(work: Work[Job, Any], process: _Process[Job], again: deque[Todo[Job]]) -> Encoded | None:
     """Put back the jobs of a process that has died; a failure where it was not the first to die on its job."""
-    process.kill()
+    process.bury()
     if not process.ready:
         raise DuskfuseError(
             "a process died before it was ready",
