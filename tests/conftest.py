@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ def _isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Give every test its own duskfuse home, one torch thread and progress messages."""
     torch.set_num_threads(1)  # again: a test may have asked for another number
     set_quiet(False)  # a test of --json leaves the process quiet
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # tests in the background: commands would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setenv("DUSKFUSE_HOME", str(tmp_path_factory.mktemp("home")))
 
 
