@@ -6,13 +6,10 @@ pairs' own labels, boxes or saliency maps as ground truth.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from math import isnan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +18,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles
 from duskfuse.evaluate import detection, saliency, segmentation
+from duskfuse.evaluate.measurement_files import check_free, csv_text
 from duskfuse.evaluate.metrics import MetricInfo
 from duskfuse.evaluate.prediction_files import files_sha256, picture_predictions
 from duskfuse.evaluate.task_results import MethodScores, Task, TaskScores
@@ -52,7 +50,7 @@ def task_scores(
         InputError: the data have no ground truth for the task, predictions are missing, superfluous, malformed or of
             another size, no such convention, files are there already, the library of the task is not installed.
     """
-    _check_free(out, _files(task), overwrite)
+    check_free(out, _files(task), overwrite)
     if not predictions:
         raise InputError(f"--task {task} without predictions", remedy="say --predictions NAME=FOLDER, once per method")
     if task is Task.SALIENCY and classes is not None:
@@ -174,18 +172,6 @@ def _files(task: Task) -> tuple[str, str, str]:
     return f"{task}.json", f"{task}.csv", f"{task}_per_image.csv"
 
 
-def _check_free(out: Path, names: Sequence[str], overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file", rule="results go to a folder", remedy="name another --out")
-    there = [out / name for name in names if (out / name).exists()]
-    if there and not overwrite:
-        raise InputError(
-            f"{there[0]} is there already",
-            rule="results are never replaced unasked",
-            remedy="say --overwrite to replace them, or name another --out",
-        )
-
-
 def _write(found: TaskScores) -> None:
     as_json, as_csv, per_image = _files(found.task)
     if found.image_measures:
@@ -200,7 +186,7 @@ def _csv(found: TaskScores) -> str:
     for row in found.rows:
         lines += [(row.name, "", measure.name, row.totals[measure.name]) for measure in found.measures]
         lines += [(row.name, kind.name, name, value) for kind in row.classes for name, value in kind.values.items()]
-    return _csv_text(["method", "class", "measure", "value"], lines)
+    return csv_text(["method", "class", "measure", "value"], lines)
 
 
 def _per_image_csv(found: TaskScores) -> str:
@@ -210,12 +196,4 @@ def _per_image_csv(found: TaskScores) -> str:
         for pair in found.pairs
         for row in found.rows
     ]
-    return _csv_text(["pair", "method", *columns], lines)
-
-
-def _csv_text(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if isinstance(value, float) and isnan(value) else value for value in row] for row in rows)
-    return text.getvalue()
+    return csv_text(["pair", "method", *columns], lines)
