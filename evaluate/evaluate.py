@@ -26,7 +26,7 @@ from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
 from duskfuse.evaluate.evaluation_report import evaluation_page
 from duskfuse.evaluate.kept_scores import SCORES_FILE, KeptScores, holds_scores
-from duskfuse.evaluate.methods import Method, check_names, folders, models, trivial
+from duskfuse.evaluate.methods import Method, check_names, folders, models, row_names, trivial
 from duskfuse.evaluate.metrics import DEFAULT_METRICS, METRICS, MetricInfo, Mode
 from duskfuse.evaluate.report_page.embedding import shown_pairs
 from duskfuse.evaluate.report_page.shown_pairs import ShownPairs
@@ -89,12 +89,12 @@ def evaluate(
     chosen = _chosen(metrics)
     if workers is not None and workers < 1:
         raise InputError(f"{workers} workers", rule="at least one process computes")
+    check_names(row_names(model, fused or {}), reference)
     _check_out(out, overwrite)
     pairs = find_pairs(data, split=split, reading=reading)
     with ThreadPoolExecutor(workers or cores()) as readers:
         seen, findings = _look_at_all(pairs, readers)
         methods = [*models(model, seen), *folders(fused or {}, pairs, seen, readers), *trivial()]
-    check_names(methods, reference)
     bad = _check_pictures(methods, findings, len(pairs), on_bad)
     wanted = WantedScores(
         pairs=[pair for pair in pairs if pair.name not in bad],

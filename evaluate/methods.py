@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -90,9 +90,14 @@ def trivial() -> list[Method]:
     return [_trivial(rule) for rule in Rule]
 
 
-def check_names(methods: Sequence[Method], reference: str | None) -> None:
+def row_names(models: Sequence[str | Path], folders: Iterable[str]) -> list[str]:
+    """What the rows of an evaluation will be called."""
+    return [*_model_names(models), *folders, *(rule.value for rule in Rule)]
+
+
+def check_names(rows: Sequence[Method | str], reference: str | None) -> None:
     """Raise InputError where two rows have one name, or no row is the reference."""
-    names = [method.name for method in methods]
+    names = [row if isinstance(row, str) else row.name for row in rows]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InputError(

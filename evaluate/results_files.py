@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from math import isnan
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from duskfuse.data.atomic import write_atomically
+from duskfuse.evaluate.measurement_files import csv_text
 from duskfuse.evaluate.scores import Evaluation
 
 PER_IMAGE_CSV, PER_IMAGE_PARQUET = "per_image.csv", "per_image.parquet"
@@ -39,9 +38,9 @@ _SUMMARY_COLUMNS = (
 def write_results(evaluation: Evaluation) -> None:
     """Write the four files into the folder of the evaluation, each whole or not at all."""
     out = evaluation.out
-    write_atomically(out / PER_IMAGE_CSV, _csv(_header(evaluation), per_image(evaluation)))
+    write_atomically(out / PER_IMAGE_CSV, csv_text(_header(evaluation), per_image(evaluation)))
     _write_parquet(evaluation, out / PER_IMAGE_PARQUET, _json(evaluation.stamp()))
-    write_atomically(out / SUMMARY_CSV, _csv(_SUMMARY_COLUMNS, _summaries(evaluation)))
+    write_atomically(out / SUMMARY_CSV, csv_text(_SUMMARY_COLUMNS, _summaries(evaluation)))
     write_atomically(out / METRICS_JSON, _json(evaluation.to_json()) + "\n")
 
 
@@ -81,16 +80,6 @@ def _summaries(evaluation: Evaluation) -> Iterator[list[str | float]]:
                 summary.undefined,
                 summary.identical,
             ]
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """Undefined values are empty, infinite ones ``inf``."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow(["" if isinstance(value, float) and isnan(value) else value for value in row])
-    return text.getvalue()
 
 
 def _json(content: Mapping[str, Any]) -> str:
