@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,11 @@ from duskfuse.teachers.denoiser import ConditionalDenoiser
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of B samples, all cut by one draw per sample."""
+    """Tensors of B samples, all cut by one draw per sample, in two views.
+
+    ``ir`` and ``vis`` are what the terms compare with and what main network and denoiser see. A student that is to
+    stand up to bad cameras is given the degraded pictures instead, and is to make what belongs to the clean ones.
+    """
 
     ir: Tensor
     """``[B, 1, H, W]`` in [0, 1]."""
@@ -43,11 +47,29 @@ class Batch:
     """What the denoiser's pictures are buried in, ``[B, 1, H, W]`` standard normal."""
     timestep: Tensor | None = None
     """And how deep, ``[B]`` int64."""
+    degraded_ir: Tensor | None = None
+    """What a bad infrared camera gives in place of ``ir``, in the same shape and range."""
+    degraded_vis: Tensor | None = None
+    """What a bad visible camera gives in place of ``vis``."""
 
     @cached_property
     def vis_y(self) -> Tensor:
         """Visible luminance, ``[B, 1, H, W]``."""
         return luminance(self.vis)
+
+    @property
+    def input_ir(self) -> Tensor:
+        """Infrared that the student is given."""
+        return self.ir if self.degraded_ir is None else self.degraded_ir
+
+    @cached_property
+    def input_vis_y(self) -> Tensor:
+        """Visible luminance that the student is given."""
+        return self.vis_y if self.degraded_vis is None else luminance(self.degraded_vis)
+
+    def clean(self) -> Batch:
+        """The same batch without degraded pictures."""
+        return replace(self, degraded_ir=None, degraded_vis=None)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
@@ -142,7 +164,7 @@ class BatchContext:
                 noisy = self._denoiser().add_noise(2 * target - 1, noise, timestep)
                 return FusionOutput((network(noisy, batch.vis_y, batch.ir, timestep) + 1) / 2)
             if owner is Owner.STUDENT:
-                output = network(batch.vis_y, batch.ir)
+                output = network(batch.input_vis_y, batch.input_ir)
             else:
                 vis_patches = source_patches(batch.vis_y, batch.masks_vis)
                 output = network(batch.vis_y, batch.ir, vis_patches, source_patches(batch.ir, batch.masks_ir))

@@ -69,7 +69,9 @@ class Engine:
         """Update the owner of batch ``number`` once."""
         phase, name = self.recipe.step_at(number)
         config = self.recipe.steps[name]
-        context = self.context(batch.to(self.device), config.owner)
+        # Another network's step looks at the student as a reference: at its best, not at a bad camera's picture.
+        batch = (batch if config.owner is Owner.STUDENT else batch.clean()).to(self.device)
+        context = self.context(batch, config.owner)
         terms = self._terms(config, context, number)
         loss = self._weighted_sum(config, terms)
         lr, norm = self._update(config.owner, loss)

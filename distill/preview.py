@@ -25,6 +25,10 @@ def sample_grid(context: BatchContext) -> NDArray[np.uint8]:
     batch = context.batch
     infrared = batch.ir.expand(-1, 3, -1, -1)
     columns = {"infrared": infrared, "visible": batch.vis}
+    if batch.degraded_ir is not None:
+        columns["infrared given"] = batch.degraded_ir.expand(-1, 3, -1, -1)
+    if batch.degraded_vis is not None:
+        columns["visible given"] = batch.degraded_vis
     if batch.masks_ir.any() or batch.masks_vis.any():
         columns |= {"masks ir": _overlay(infrared, batch.masks_ir), "masks vis": _overlay(batch.vis, batch.masks_vis)}
     with torch.no_grad():

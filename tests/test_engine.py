@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from duskfuse.data.errors import TrainingError
-from duskfuse.distill.context import Batch
+from duskfuse.distill.context import Batch, source_patches
 from duskfuse.distill.engine import Engine, needed_owners, ramped_weight
 from duskfuse.distill.recipe import FusionField, Owner, Recipe, TermConfig, TermName, load_recipe
 from duskfuse.distill.terms import REFERENCE_TERMS, SOURCE_TERMS
@@ -85,6 +86,50 @@ def test_fields_are_computed_once_and_twins_share_the_forward(recipe: Recipe) ->
     assert twin.y.data_ptr() == live.y.data_ptr()
     assert not twin.y.requires_grad
     assert live.y.requires_grad
+
+
+def recorded_inputs(engine: Engine, number: int, batch: Batch) -> dict[Owner, tuple[torch.Tensor, ...]]:
+    """What each network was given in step ``number``."""
+    given: dict[Owner, tuple[torch.Tensor, ...]] = {}
+    hooks = [
+        network.register_forward_pre_hook(lambda _, arguments, owner=owner: given.update({owner: arguments}))
+        for owner, network in engine.networks.items()
+    ]
+    engine.step(number, batch)
+    for hook in hooks:
+        hook.remove()
+    return given
+
+
+def test_only_the_student_in_its_own_step_is_given_degraded_pictures(recipe: Recipe) -> None:
+    """The main network's picture is the target of the degraded input, so it is made of the clean pair."""
+    engine, clean = make_engine(recipe), make_batch()
+    degraded = replace(clean, degraded_ir=clean.ir.flip(-1), degraded_vis=clean.vis.flip(-1))
+    assert recipe.step_at(2)[1] == "student"
+    given = recorded_inputs(engine, 2, degraded)
+    assert torch.equal(given[Owner.STUDENT][0], clean.vis_y.flip(-1))
+    assert torch.equal(given[Owner.STUDENT][1], clean.ir.flip(-1))
+    for expected, seen in zip((clean.vis_y, clean.ir), given[Owner.TEACHER], strict=False):
+        assert torch.equal(seen, expected)
+    assert torch.equal(given[Owner.TEACHER][3], source_patches(clean.ir, clean.masks_ir))
+    given = recorded_inputs(engine, 3, degraded)
+    for owner in (Owner.STUDENT, Owner.TEACHER):
+        for expected, seen in zip((clean.vis_y, clean.ir), given[owner], strict=False):
+            assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("name", [*SOURCE_TERMS, *(t for t in REFERENCE_TERMS if t is not TermName.DENOISING)])
+def test_no_term_looks_at_degraded_pictures(recipe: Recipe, name: TermName) -> None:
+    engine, clean = make_engine(recipe), make_batch()
+    degraded = replace(clean, degraded_ir=1 - clean.ir, degraded_vis=1 - clean.vis)
+    fused, reference = (engine.context(make_batch(seed), Owner.STUDENT).field(FusionField.STUDENT) for seed in (1, 2))
+    values = []
+    for batch in (clean, degraded):
+        context = engine.context(batch, Owner.STUDENT)
+        term = SOURCE_TERMS.get(name)
+        value = term(fused, context) if term else REFERENCE_TERMS[name](fused, reference, context)
+        values.append(float(value.detach()))
+    assert values[0] == values[1]
 
 
 def test_the_frozen_student_keeps_its_batch_norm_statistics(recipe: Recipe) -> None:
