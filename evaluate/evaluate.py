@@ -26,8 +26,9 @@ from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
 from duskfuse.evaluate.evaluation_report import evaluation_page
 from duskfuse.evaluate.kept_scores import SCORES_FILE, KeptScores, holds_scores
+from duskfuse.evaluate.learned_similarity import find_weights
 from duskfuse.evaluate.methods import Method, check_names, folders, models, row_names, trivial
-from duskfuse.evaluate.metrics import DEFAULT_METRICS, METRICS, MetricInfo, Mode
+from duskfuse.evaluate.metrics import ALL, DEFAULT_METRICS, METRICS, MetricInfo, Mode
 from duskfuse.evaluate.report_page.embedding import shown_pairs
 from duskfuse.evaluate.report_page.shown_pairs import ShownPairs
 from duskfuse.evaluate.results_files import write_results
@@ -53,6 +54,7 @@ def evaluate(
     fused: Mapping[str, Path] | None = None,
     metrics: Sequence[str] = DEFAULT_METRICS,
     mode: Mode = Mode.DEFINITION,
+    lpips_weights: Path | None = None,
     split: str | None = None,
     reference: str | None = None,
     out: Path,
@@ -73,6 +75,8 @@ def evaluate(
         fused: row name → folder of fused pictures, matched with the pairs by name or stem.
         metrics: names of :data:`duskfuse.evaluate.metrics.METRICS`; tables have them in its order.
         mode: whose arithmetic the numbers follow.
+        lpips_weights: a file of AlexNet's, SqueezeNet's or VGG's weights; asks for LPIPS, too. Without one, LPIPS among
+            the metrics fetches torchvision's AlexNet.
         split: only the pairs of this split.
         reference: name of a row; every other row also gets its PSNR to that row, mean over the pairs in dB.
         out: folder to write to, made where missing.
@@ -86,11 +90,12 @@ def evaluate(
             one name, the reference names no row, a metric is unknown, a model cannot be opened.
         StorageError: scores cannot be written.
     """
-    chosen = _chosen(metrics)
+    chosen = _chosen(metrics if lpips_weights is None else [*metrics, "LPIPS"])
     if workers is not None and workers < 1:
         raise InputError(f"{workers} workers", rule="at least one process computes")
     check_names(row_names(model, fused or {}), reference)
     _check_out(out, overwrite)
+    network = find_weights(lpips_weights) if any(metric.needs_weights for metric in chosen) else None
     pairs = find_pairs(data, split=split, reading=reading)
     with ThreadPoolExecutor(workers or cores()) as readers:
         seen, findings = _look_at_all(pairs, readers)
@@ -103,9 +108,10 @@ def evaluate(
         metrics=tuple(metric.name for metric in chosen),
         mode=mode,
         reference=next((method for method in methods if method.name == reference), None),
+        lpips_weights=network,
     )
     name = data.resolve().name
-    computed_by = arithmetic()
+    computed_by = arithmetic() | ({} if network is None else {"lpips": str(network)})
     out.mkdir(parents=True, exist_ok=True)
     with sole(out / SCORES_FILE) as mine:
         if not mine:
@@ -135,12 +141,15 @@ def evaluate(
 
 
 def metrics_named(text: str) -> tuple[str, ...]:
-    """The metrics that a user names: ``default``, ``all``, or names between commas in any case; InputError else."""
+    """The metrics that a user names: ``default``, ``all``, or names between commas in any case; InputError else.
+
+    ``all`` leaves out what needs a file that does not come with the package.
+    """
     match text.strip().lower():
         case "default":
             return DEFAULT_METRICS
         case "all":
-            return tuple(metric.name for metric in METRICS)
+            return tuple(metric.name for metric in ALL)
     proper = {metric.name.lower(): metric.name for metric in METRICS}
     names = [word.strip() for word in text.split(",") if word.strip()]
     return tuple(metric.name for metric in _chosen([proper.get(name.lower(), name) for name in names]))

@@ -41,6 +41,7 @@ from duskfuse.evaluate.information import (
     mutual_information_of_merged_levels,
     normalised_mutual_information,
 )
+from duskfuse.evaluate.learned_similarity import LpipsWeights, lpips_distance
 from duskfuse.evaluate.local_moments import LocalMoments, Plane
 from duskfuse.evaluate.moments import (
     PEAK,
@@ -98,6 +99,8 @@ class MetricInfo:
     """Digits after the point in a printed table."""
     default: bool = True
     """Whether it is computed unasked: fast, and of pictures alone."""
+    needs_weights: bool = False
+    """Whether it looks through a network whose weights do not come with the package."""
 
 
 METRICS: tuple[MetricInfo, ...] = (
@@ -131,20 +134,32 @@ METRICS: tuple[MetricInfo, ...] = (
         )
         for feature in Feature
     ),
+    MetricInfo(
+        "LPIPS",
+        False,
+        "distance in a network's features, mean over the two sources; Zhang 2018",
+        4,
+        default=False,
+        needs_weights=True,
+    ),
 )
 """All metrics in the order of the tables."""
 
 DEFAULT = tuple(metric for metric in METRICS if metric.default)
 DEFAULT_METRICS = tuple(metric.name for metric in DEFAULT)
+ALL = tuple(metric for metric in METRICS if not metric.needs_weights)
+"""What a user gets who asks for all."""
 
 
 class SourceStatistics:
     """Everything the metrics need of a pair's two sources, computed when first asked for and kept."""
 
-    def __init__(self, ir: Grey, vis: Grey, mode: Mode = Mode.DEFINITION) -> None:
-        """Take two ``[H, W]`` uint8 pictures of one size; ValueError otherwise."""
+    def __init__(
+        self, ir: Grey, vis: Grey, mode: Mode = Mode.DEFINITION, lpips_weights: LpipsWeights | None = None
+    ) -> None:
+        """Take two ``[H, W]`` uint8 pictures of one size, and for LPIPS a network; ValueError for other pictures."""
         _check(ir, vis)
-        self.mode = mode
+        self.mode, self.lpips_weights = mode, lpips_weights
         self.a, self.b = Statistics(ir, mode), Statistics(vis, mode)
         self._features: dict[Feature, tuple[Plane, Plane]] = {}
 
@@ -373,6 +388,12 @@ def _fmi(feature: Feature) -> Callable[[Comparison], float]:
     return fmi
 
 
+def _lpips(c: Comparison) -> float:
+    if c.sources.lpips_weights is None:
+        raise ValueError("LPIPS needs the weights of a network")
+    return lpips_distance(c.a.plane, c.b.plane, c.f.plane, c.sources.lpips_weights)
+
+
 _COMPUTED: dict[str, Callable[[Comparison], float]] = {
     "EN": lambda c: entropy(c.f.grey),
     "SD": _sd,
@@ -399,6 +420,7 @@ _COMPUTED: dict[str, Callable[[Comparison], float]] = {
     "Qy": _qy,
     "NCIE": lambda c: correlation_information_entropy(c.a.grey, c.b.grey, c.f.grey),
     **{f"FMI-{feature}": _fmi(feature) for feature in Feature},
+    "LPIPS": _lpips,
 }
 
 

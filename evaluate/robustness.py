@@ -39,7 +39,7 @@ from duskfuse.evaluate.degraded_scores import DegradedScores, computed_by, degra
 from duskfuse.evaluate.kept_scores import KeptScores
 from duskfuse.evaluate.measurement_files import csv_text, finite
 from duskfuse.evaluate.methods import Method, check_names, models, trivial
-from duskfuse.evaluate.metrics import METRICS, MetricInfo
+from duskfuse.evaluate.metrics import ALL, MetricInfo
 from duskfuse.evaluate.score_pairs import Rule, fused_grey
 from duskfuse.evaluate.scores import Kind
 from duskfuse.evaluate.source_pictures import SourcePictures, look_at_sources
@@ -179,7 +179,7 @@ def robustness(
         model: zoo names, checkpoints and ONNX files; average and maximum are always beside them.
         out: folder to write to, made where missing; other files in it stay.
         limit: take that many pairs, spread evenly; None for all.
-        metrics: names of :data:`duskfuse.evaluate.metrics.METRICS`; tables have them in its order.
+        metrics: names of :data:`duskfuse.evaluate.metrics.ALL`; tables have them in its order.
         split: only the pairs of this split.
         reading: how the infrared pictures are read, or a file that says it; by default the dataset's ``duskfuse.yaml``.
         workers: processes that compute metrics; one per core by default.
@@ -230,10 +230,10 @@ def robustness(
 
 
 def _in_table_order(names: Sequence[str]) -> tuple[MetricInfo, ...]:
-    known = [metric.name for metric in METRICS]
+    known = [metric.name for metric in ALL]
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"unknown metric {unknown[0]!r}", rule=f"metrics are {', '.join(known)}")
-    return tuple(metric for metric in METRICS if metric.name in names)
+    return tuple(metric for metric in ALL if metric.name in names)
 
 
 def _spread(pairs: list[PairFiles], limit: int | None) -> list[PairFiles]:

@@ -2,9 +2,9 @@
 
 A job is one pair with all fused pictures that have no score yet, so that what the metrics need of the sources is
 computed once. Processes are used, not threads: numpy and OpenCV let go of the interpreter only while they compute, and
-every metric also interprets Python. They import no torch; a model's picture comes to them ready-made. Every process
-computes with one OpenCV thread, because sums of another number of threads differ in their last bit: the scores are the
-same for any number of processes.
+every metric also interprets Python. They import no torch unless LPIPS is wanted; a model's picture comes to them
+ready-made. Every process computes with one OpenCV thread, because sums of another number of threads differ in their
+last bit: the scores are the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from duskfuse.evaluate import (
     fused_folder,
     gradients,
     information,
+    learned_similarity,
     local_moments,
     metrics,
     moments,
@@ -45,6 +46,7 @@ from duskfuse.evaluate import (
     weighted_similarity,
 )
 from duskfuse.evaluate.fused_folder import read_fused
+from duskfuse.evaluate.learned_similarity import LpipsWeights
 from duskfuse.evaluate.metrics import Grey, Mode, SourceStatistics, fusion_metrics
 from duskfuse.evaluate.moments import psnr_between
 from duskfuse.evaluate.source_pictures import SourcePictures
@@ -54,6 +56,7 @@ _COMPUTE = (
     feature_information,
     gradients,
     information,
+    learned_similarity,
     local_moments,
     moments,
     perception,
@@ -111,6 +114,7 @@ class Job:
     wanted: Mapping[str, Wanted]
     """By any key of the caller's."""
     reference: Picture | None = None
+    lpips_weights: LpipsWeights | None = None
 
 
 class Answer(NamedTuple):
@@ -133,7 +137,7 @@ def arithmetic() -> dict[str, str]:
 def score(job: Job) -> dict[str, Answer]:
     """Answer one job; InputError where a picture has become unreadable."""
     sources = SourcePictures(job.files)
-    statistics = SourceStatistics(sources.ir_u8, sources.vis_u8, job.mode)
+    statistics = SourceStatistics(sources.ir_u8, sources.vis_u8, job.mode, job.lpips_weights)
     reference = None if job.reference is None else fused_grey(job.reference, sources)
     return {key: _answer(wanted, sources, statistics, reference) for key, wanted in job.wanted.items()}
 

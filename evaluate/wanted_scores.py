@@ -11,6 +11,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.pair_files import PairFiles
 from duskfuse.data.progress import say, track
 from duskfuse.evaluate.kept_scores import KeptScores, Key, Line
+from duskfuse.evaluate.learned_similarity import LpipsWeights
 from duskfuse.evaluate.methods import Method
 from duskfuse.evaluate.metrics import Mode
 from duskfuse.evaluate.score_pairs import Answer, Job, Picture, Wanted, answered, worker_count
@@ -44,6 +45,7 @@ class WantedScores:
     mode: Mode
     reference: Method | None
     """The others also get their PSNR to it."""
+    lpips_weights: LpipsWeights | None = None
 
     def compute(self, kept: KeptScores, workers: int | None) -> None:
         """Compute and keep every score that is not kept yet, in so many processes."""
@@ -127,7 +129,7 @@ class WantedScores:
             }
             compared = any(item.to_reference for item in missing.values())
             reference = made.by(self.reference) if compared and self.reference is not None else None
-            yield Job(files, self.mode, wanted, reference)
+            yield Job(files, self.mode, wanted, reference, self.lpips_weights)
 
     def _lines(self, pair: str, missing: Mapping[Key, _Missing], found: Mapping[str, Answer]) -> Iterator[Line]:
         for key, item in missing.items():

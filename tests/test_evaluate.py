@@ -22,9 +22,9 @@ from duskfuse.data.images import read_grey_u8, read_infrared, read_visible, writ
 from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.evaluate.evaluate import evaluate, metrics_named
 from duskfuse.evaluate.fusers import open_fuser
+from duskfuse.evaluate.metrics import ALL as ALL_METRICS
 from duskfuse.evaluate.metrics import DEFAULT as METRICS
 from duskfuse.evaluate.metrics import DEFAULT_METRICS, Mode, SourceStatistics, fusion_metrics
-from duskfuse.evaluate.metrics import METRICS as ALL_METRICS
 from duskfuse.evaluate.scores import Evaluation, Kind
 from duskfuse.evaluate.terminal_tables import SHOWN, terminal_tables
 from duskfuse.students.unet import UNetStudent

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from duskfuse.data.images import read_grey_u8
-from duskfuse.evaluate.metrics import DEFAULT_METRICS, METRICS, Grey, Mode, SourceStatistics, fusion_metrics
+from duskfuse.evaluate.metrics import ALL, DEFAULT_METRICS, METRICS, Grey, Mode, SourceStatistics, fusion_metrics
 from duskfuse.evaluate.moments import psnr_between
 
 NAMES = list(DEFAULT_METRICS)
@@ -63,8 +63,8 @@ def scene() -> tuple[Grey, Grey, Grey]:
 
 def test_names_and_order(scene: tuple[Grey, Grey, Grey]):
     assert list(scores(*scene)) == NAMES
-    assert {metric.name for metric in METRICS} - set(NAMES) == {"NCIE", *FMI}
-    assert [metric.name for metric in METRICS if not metric.higher_is_better] == ["CE", "Nabf", "Qcv"]
+    assert {metric.name for metric in METRICS} - set(NAMES) == {"NCIE", "LPIPS", *FMI}
+    assert [metric.name for metric in METRICS if not metric.higher_is_better] == ["CE", "Nabf", "Qcv", "LPIPS"]
     assert {name for name, value in scores(*scene).items() if not isfinite(value)} == {"MS-SSIM"}  # too small
 
 
@@ -310,7 +310,7 @@ def test_golden_values(shared_data: Path, shared_facts: Path, section: str):
             np.ascontiguousarray(read_grey_u8(shared_data / "golden" / side / f"{name}.png")[part])
             for side in ("ir", "vis", "fused")
         )
-        names = [metric.name for metric in METRICS] if section == "crop256" else NAMES
+        names = [metric.name for metric in ALL] if section == "crop256" else NAMES
         found = fusion_metrics(SourceStatistics(ir, vis), fused, names)
         for metric in (metric for metric in names if metric not in ELSEWHERE):
             want = expected[GOLDEN_KEYS.get(metric, metric)][GOLDEN] / (2 if metric in SUMMED else 1)

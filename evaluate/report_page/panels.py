@@ -12,7 +12,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 import numpy as np
 
 from duskfuse import __version__
-from duskfuse.evaluate.metrics import DEFAULT, METRICS, Mode
+from duskfuse.evaluate.metrics import ALL, DEFAULT, Mode
 from duskfuse.evaluate.report import Body, Html, definitions, note, subheading, table
 from duskfuse.evaluate.report_page.shown_pairs import ShownPairs
 from duskfuse.evaluate.report_page.wording import counted, listed
@@ -74,7 +74,7 @@ def command(evaluation: Evaluation) -> str:
         words += ["--model", given] if row.kind is Kind.MODEL else ["--fused", f"{row.name}={given}"]
     if evaluation.chosen != DEFAULT:
         names = ",".join(metric.name for metric in evaluation.chosen)
-        words += ["--metrics", "all" if evaluation.chosen == METRICS else names]
+        words += ["--metrics", "all" if evaluation.chosen == ALL else names]
     if evaluation.mode is not Mode.DEFINITION:
         words += ["--mode", evaluation.mode.value]
     for option, value in (("--split", evaluation.split), ("--reference", evaluation.reference)):

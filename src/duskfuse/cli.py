@@ -321,6 +321,10 @@ def evaluate_command(
     mode: Annotated[
         str, typer.Option(help="definition, or as in old tables: linfeng-2023, linfeng-2022.")
     ] = "definition",
+    lpips_weights: Annotated[
+        Path | None,
+        typer.Option(help="Adds LPIPS: alexnet, squeezenet1_1 or vgg16 of torchvision.", show_default=False),
+    ] = None,
     split: Split = None,
     reference: Annotated[str | None, typer.Option(help="Row to give PSNR against.", show_default=False)] = None,
     reading: ReadingFile = None,
@@ -356,9 +360,10 @@ def evaluate_command(
     """
     with _verb(as_json):
         if robust or video or limit is not None:
-            given = {"--fused": fused, "--reference": reference, "--workers": workers, "--limit": limit, "--task": task}
+            given: dict[str, Any] = {"--fused": fused, "--reference": reference, "--workers": workers, "--limit": limit}
             given |= {"--mode": mode != "definition", "--metrics": metrics != "default", "--on-bad": on_bad != "error"}
             given |= {"--predictions": predictions, "--classes": classes, "--video": robust and video}
+            given |= {"--task": task, "--lpips-weights": lpips_weights}
             _check_given(given, robust, video)
         if robust:
             from duskfuse.evaluate.evaluate import metrics_named
@@ -393,7 +398,7 @@ def evaluate_command(
             )
             _show(stability.to_json(), as_json, [video_table(stability)])
             return
-        changed = (metrics, mode, on_bad) != ("default", "definition", "error")
+        changed = (metrics, mode, on_bad, lpips_weights) != ("default", "definition", "error", None)
         _check_task(task, [predictions, classes], [model, fused, reference, reading, workers, changed])
         if task is not None:
             from duskfuse.evaluate.task_results import Task
@@ -420,6 +425,7 @@ def evaluate_command(
             fused=_named_folders(fused or []),
             metrics=metrics_named(metrics),
             mode=_choice(Mode, mode, "--mode"),
+            lpips_weights=lpips_weights,
             split=split,
             reference=reference,
             out=out,
