@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from duskfuse.data import camera_faults
 from duskfuse.data.pair_files import PairFiles
 from duskfuse.data.progress import say, track
 from duskfuse.evaluate import degradations
@@ -93,7 +94,7 @@ class DegradedScores:
 
 def computed_by() -> dict[str, str]:
     """What computes degraded scores: hashes of the code of degradations and metrics, and versions of libraries."""
-    code = Path(degradations.__file__).read_bytes()
+    code = Path(camera_faults.__file__).read_bytes() + Path(degradations.__file__).read_bytes()
     return {"degradations": hashlib.sha256(code).hexdigest()[:16], **arithmetic()}
 
 

@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from duskfuse.data.scenes import Condition, render_scene
-from duskfuse.evaluate.degradations import (
-    CLEAN,
-    DEGRADATIONS,
-    Degradation,
+from duskfuse.data.camera_faults import (
     Picture,
-    Side,
     add_haze,
     add_noise,
     add_stripes,
@@ -27,6 +22,8 @@ from duskfuse.evaluate.degradations import (
     overexpose,
     shift,
 )
+from duskfuse.data.scenes import Condition, render_scene
+from duskfuse.evaluate.degradations import CLEAN, DEGRADATIONS, Degradation, Side
 
 RANDOM = {"darkness", "noise", "infrared stripes", "infrared noise"}
 DEAD = {"infrared black", "infrared grey", "visible black", "visible grey"}
