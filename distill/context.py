@@ -6,14 +6,14 @@ so which network a term can move is visible in the recipe and testable from outs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from duskfuse.data.colour import luminance
 from duskfuse.data.fuser import FusionOutput
@@ -91,19 +91,26 @@ def source_patches(source: Tensor, masks: Tensor) -> Tensor:
 
 
 class BatchContext:
-    """One batch, both networks and the frozen encoder, with lazily computed fields."""
+    """One batch, both networks and the frozen encoder, with lazily computed fields.
+
+    In a ``coupled`` context the stop-gradient twins are the live outputs themselves: the unrolled step differentiates
+    one network's loss with respect to the other.
+    """
 
     def __init__(
         self,
         batch: Batch,
-        networks: dict[Owner, nn.Module],
+        networks: Mapping[Owner, Callable[..., Any]],
         encoder: FeatureEncoder | None = None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        *,
+        coupled: bool = False,
     ) -> None:
         self.batch = batch
         self.encoder = encoder
         self._networks = networks
         self._autocast = autocast
+        self._coupled = coupled
         self._fields: dict[FusionField, FusionOutput] = {}
 
     def has(self, owner: Owner) -> bool:
@@ -111,7 +118,7 @@ class BatchContext:
         return owner in self._networks
 
     def field(self, field: FusionField) -> FusionOutput:
-        """The named output; live fields carry a graph, ``*_sg`` and cached ones never do."""
+        """The named output; live fields carry a graph, cached ones and, unless coupled, ``*_sg`` never do."""
         if field not in self._fields:
             self._fields[field] = self._compute(field)
         return self._fields[field]
@@ -127,6 +134,8 @@ class BatchContext:
         owner = Owner(field.value.removesuffix("_sg"))
         if field.value == owner.value:
             return self._forward(owner)
+        if self._coupled:
+            return self.field(FusionField(owner.value))
         live = self._fields.get(FusionField(owner.value))
         if live is not None:
             return FusionOutput(live.y.detach(), tuple(tap.detach() for tap in live.taps))

@@ -32,9 +32,10 @@ def contrastive(fused: FusionOutput, reference: FusionOutput, context: BatchCont
     if len(samples) == 0:
         return fused.y.sum() * 0
     live = context.encoder(_as_rgb(fused.y[samples] * masks))
-    with torch.no_grad():
-        fixed = context.encoder(_as_rgb(torch.cat([reference.y[samples] * masks, sources * masks])))
-    at_reference, at_source = [layer[: len(samples)] for layer in fixed], [layer[len(samples) :] for layer in fixed]
+    # A graph is kept for the reference only where it has one: that is the field's matter, not the term's.
+    compared = context.encoder(_as_rgb(torch.cat([reference.y[samples] * masks, sources * masks])))
+    at_reference = [layer[: len(samples)] for layer in compared]
+    at_source = [layer[len(samples) :] for layer in compared]
     floor = (DENOMINATOR_FLOOR * _distance(at_reference, at_source).mean()).clamp_min(ABSOLUTE_FLOOR)
     denominator = _distance(live, at_source).clamp_min(floor)
     return (_distance(live, at_reference) / denominator).sum() / len(batch.ir)
