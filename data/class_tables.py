@@ -41,6 +41,8 @@ class ClassTable:
     """Pixels of this id neither train nor count; no published label has it."""
     background: int | None = None
     """The id of what is no class. Some publications count it as one, some do not."""
+    levels: tuple[tuple[int, int], ...] = ()
+    """Grey levels in label pictures that are no ids, and the ids they mean."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -173,6 +175,46 @@ MFNET_LABELS = ClassTable(
     background=0,
 )
 """MFNet-9, also the labels of MSRS."""
+
+SCENE_LABELS = ClassTable(
+    "the built-in scenes",
+    (
+        "sky",
+        "road",
+        "sidewalk",
+        "building",
+        "vegetation",
+        "person",
+        "car",
+        "truck",
+        "bicycle",
+        "lamp",
+        "sign",
+    ),
+    colours=(
+        (120, 170, 220),
+        (110, 110, 120),
+        (180, 160, 150),
+        (160, 90, 70),
+        (70, 140, 60),
+        (230, 50, 60),
+        (50, 80, 220),
+        (20, 180, 200),
+        (240, 140, 30),
+        (250, 230, 60),
+        (200, 60, 200),
+    ),
+)
+"""What `duskfuse.data.scenes` paints; the labels it writes are ids."""
+
+TARGET_LABELS = ClassTable(
+    "target masks",
+    ("background", "target"),
+    colours=((0, 0, 0), (255, 255, 255)),
+    levels=((255, 1),),
+    background=0,
+)
+"""Black and white masks of what is hot: saved as 0 and 255, so that here 255 is a class in the file."""
 
 MSRS_OBJECTS = ClassTable("MSRS", ("person", "bicycle", "car"))
 """The boxes of MSRS ``detection/``."""

@@ -286,7 +286,7 @@ def _named(files: PairFiles) -> Iterator[None]:
 def read_label(path: Path, size: Size, classes: ClassTable | None = None) -> Tensor:
     """Read a picture of class ids as ``[H, W]`` int64, never scaled; the indices of a palette are the ids.
 
-    A picture in colour is decoded where ``classes`` have colours.
+    A picture in colour is decoded where ``classes`` have colours, and grey levels where they stand for ids.
 
     Raises:
         InputError: not of ``size`` (height, width), stored as JPEG, or in colours that ``classes`` do not have.
@@ -311,7 +311,10 @@ def read_label(path: Path, size: Size, classes: ClassTable | None = None) -> Ten
             rule="a class id is a whole number from 0",
             remedy="save the ids as 8-bit PNG",
         )
-    return torch.from_numpy(ids.astype(np.int64))
+    label = torch.from_numpy(ids.astype(np.int64))
+    for level, number in () if classes is None else classes.levels:
+        label[label == level] = number
+    return label
 
 
 def _stored_ids(path: Path, size: Size) -> NDArray[Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from duskfuse.data.class_tables import FMB_LABELS, IGNORED, MFNET_LABELS, ClassTable
-from duskfuse.data.errors import InputError
+from duskfuse.data.class_conventions import Convention, check_ids
+from duskfuse.data.class_tables import IGNORED, ClassTable
 from duskfuse.data.pair_files import PairFiles, read_label
 from duskfuse.data.progress import track
 from duskfuse.evaluate.metrics import MetricInfo
@@ -31,57 +31,6 @@ PIXELS = MetricInfo("pixel accuracy", True, "share of the counted pixels that ar
 IMAGE_MIOU = MetricInfo("image mIoU", True, "mean IoU of one picture over the classes in its label", 4)
 MEASURES = (MIOU, ACCURACY, PIXELS)
 _DRAWN_AT_ONCE = 2_000_000
-
-
-@dataclass(frozen=True)
-class Convention:
-    """Which classes of a table count."""
-
-    name: str
-    table: ClassTable
-    meaning: str
-    left_out: frozenset[int] = frozenset()
-
-    @property
-    def counted(self) -> tuple[int, ...]:
-        """The ids that count."""
-        return tuple(number for number in range(len(self.table)) if number not in self.left_out)
-
-
-_BICYCLE = FMB_LABELS.names.index("bicycle")
-CONVENTIONS = (
-    Convention("FMB-15", FMB_LABELS, "all classes, background too"),
-    Convention("FMB-14", FMB_LABELS, "without background", frozenset({0})),
-    Convention(
-        "FMB-13",
-        FMB_LABELS,
-        "the classes that the official test labels have: without background and bicycle",
-        frozenset({0, _BICYCLE}),
-    ),
-    Convention("MFNet-9", MFNET_LABELS, "all classes, unlabelled too"),
-)
-
-
-def convention_for(classes: str | None, tables: Sequence[ClassTable | None]) -> Convention:
-    """The convention of this name; without one, the first of the table that all label pictures have.
-
-    Raises:
-        InputError: no such convention, or none is named and the dataset is not a known one.
-    """
-    known = ", ".join(convention.name for convention in CONVENTIONS)
-    if classes is not None:
-        for convention in CONVENTIONS:
-            if convention.name.lower() == classes.lower():
-                return convention
-        raise InputError(f"--classes {classes}", rule=f"segmentation counts {known}", remedy="name one of them")
-    for convention in CONVENTIONS:
-        if all(table is convention.table for table in tables):
-            return convention
-    raise InputError(
-        "the data do not say what the ids of their labels mean",
-        rule="an mIoU is that of a class convention",
-        remedy=f"say --classes with one of {known}",
-    )
 
 
 def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Counts:
@@ -123,14 +72,9 @@ def score_segmentation(
 def _ids(pair: PairFiles, path: Path | None, table: ClassTable) -> NDArray[np.int64]:
     if path is None:
         raise ValueError(f"{pair.name} has no label")
-    ids: NDArray[np.int64] = read_label(path, pair.vis.size(), table).numpy()
-    other = (ids >= len(table)) & (ids != IGNORED)
-    if other.any():
-        raise InputError(
-            f"{path}: {int(other.sum()):,} pixels of class {int(ids[other].min())}",
-            rule=f"the classes of {table.title} are 0 to {len(table) - 1}; {IGNORED} is none",
-            remedy="save class ids, not grey levels or the ids of another table",
-        )
+    label = read_label(path, pair.vis.size(), table)
+    check_ids(label, path, table)
+    ids: NDArray[np.int64] = label.numpy()
     return ids
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from duskfuse.data.atomic import write_atomically
+from duskfuse.data.class_conventions import convention_for
 from duskfuse.data.errors import InputError
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles
@@ -119,7 +120,7 @@ def _segmentation(
     scored: Sequence[PairFiles],
     classes: str | None,
 ) -> _Scored:
-    convention = segmentation.convention_for(classes, [pair.label_classes for pair in scored])
+    convention = convention_for(classes, [pair.label_classes for pair in scored])
     files = picture_predictions(predictions, pairs, scored)
     return _Scored(
         classes=convention.name,

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from duskfuse.data.class_conventions import CONVENTIONS, convention_for
 from duskfuse.data.class_tables import FMB_LABELS, MFNET_LABELS
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import write_picture
 from duskfuse.evaluate.detection import Boxes, average_precision
 from duskfuse.evaluate.saliency import map_scores
-from duskfuse.evaluate.segmentation import CONVENTIONS, confusion, convention_for, miou_interval
+from duskfuse.evaluate.segmentation import confusion, miou_interval
 from duskfuse.evaluate.task_results import Task, TaskScores
 from duskfuse.evaluate.task_scores import task_scores
 
@@ -181,7 +182,7 @@ def test_predictions_in_the_colours_of_the_table_are_ids(data: Path, tmp_path: P
 def test_the_convention_is_the_datasets_or_named():
     assert convention_for(None, [MFNET_LABELS, MFNET_LABELS]).name == "MFNet-9"
     assert convention_for(None, [FMB_LABELS]).name == "FMB-15"
-    assert [len(convention.counted) for convention in CONVENTIONS] == [15, 14, 13, 9]
+    assert [len(convention.counted) for convention in CONVENTIONS] == [15, 14, 13, 9, 11, 2]
     for classes, tables in (("FMB-12", [FMB_LABELS]), (None, [None]), (None, [FMB_LABELS, MFNET_LABELS])):
         with pytest.raises(InputError, match="FMB-15, FMB-14, FMB-13, MFNet-9"):
             convention_for(classes, tables)
