@@ -1,0 +1,39 @@
+"""What every task network is, in both of its roles.
+
+Trained, it learns to do a task on pictures. Frozen, it is a critic: the loss of its prediction on a fused picture is a
+scalar whose gradient goes through the network to the picture, and never to the network.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, Self, TypeVar
+
+from torch import Tensor, nn
+
+Prediction = TypeVar("Prediction")
+Truth = TypeVar("Truth")
+
+
+class TaskNetwork(nn.Module, ABC, Generic[Prediction, Truth]):
+    """A network that does a task on RGB pictures ``[B, 3, H, W]`` in [0, 1]; it normalises them itself."""
+
+    _frozen = False
+
+    @abstractmethod
+    def forward(self, rgb: Tensor) -> Prediction:
+        """What the network sees in the pictures, with a graph back to them."""
+
+    @abstractmethod
+    def loss(self, prediction: Prediction, truth: Truth) -> Tensor:
+        """One scalar for the batch; exactly 0, with zero gradient, where no sample has ground truth."""
+
+    def freeze(self) -> Self:
+        """Make it a critic for good: evaluation mode, and no gradient for any weight."""
+        self._frozen = True
+        self.eval()
+        return self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, except that a frozen network stays in evaluation mode: its batch statistics never move."""
+        return super().train(mode and not self._frozen)
