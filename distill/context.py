@@ -6,7 +6,8 @@ so which network a term can move is visible in the recipe and testable from outs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -82,6 +83,13 @@ class Batch:
             value = getattr(self, field.name)
             changed[field.name] = change(value) if isinstance(value, Tensor) else value
         return Batch(**changed)
+
+    def split(self, parts: int) -> Iterator[Batch]:
+        """The same samples in ``parts`` batches of equal size."""
+        size = len(self.names) // parts
+        for start in range(0, parts * size, size):
+            part = slice(start, start + size)
+            yield replace(self.each_tensor(operator.itemgetter(part)), names=self.names[part])
 
 
 def source_patches(source: Tensor, masks: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ seen, with any number of workers.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,12 +25,16 @@ from duskfuse.data.priors.cache import PriorStore, pair_key
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.reading import AS_STORED
 from duskfuse.distill.context import Batch
+from duskfuse.distill.processes import ALONE, Processes
 from duskfuse.distill.recipe import DataConfig
 from duskfuse.teachers.denoiser import TRAINED_STEPS
 from duskfuse.teachers.teacher_images import LoadedTeacher, TeacherImages
 
 MEMORY_BUDGET = 2 * 2**30
 """Bytes of decoded pictures that all loading processes together keep, so that small data sets are decoded once."""
+
+_PREFETCHED = 4
+"""Batches that each loading process has ready at most."""
 
 
 class _Decoded(NamedTuple):
@@ -136,17 +141,28 @@ def _mix(seed: int, number: int, stream: int) -> int:
     return int(np.random.SeedSequence([seed, number, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def load_batches(dataset: TrainingPairs, config: DataConfig, first: int, last: int) -> Iterator[Batch]:
-    """Batches number ``first`` to ``last`` (exclusive) of the run."""
-    numbers = range(first * config.batch, last * config.batch)
+def load_batches(
+    dataset: TrainingPairs, config: DataConfig, first: int, last: int, processes: Processes = ALONE
+) -> Iterator[Batch]:
+    """What this process sees of the batches number ``first`` to ``last`` (exclusive) of the run.
+
+    One batch holds the samples of one update: ``config.batch`` times ``config.accumulate``. The loading processes live
+    as long as the iterator, and work ahead of it.
+    """
+    samples = config.batch * config.accumulate
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
         dataset,
-        batch_size=config.batch,
-        sampler=numbers,
+        batch_size=samples // processes.count,
+        sampler=range(first * samples + processes.rank, last * samples, processes.count),
         num_workers=config.workers,
+        prefetch_factor=_PREFETCHED if config.workers else None,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
+        worker_init_fn=_leave_interrupts_to_the_parent,
     )
     for tensors in loader:
         names = tuple(dataset.pairs[int(i)].name for i in tensors.pop("position"))
         yield Batch(names=names, **tensors)
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

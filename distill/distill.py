@@ -213,10 +213,7 @@ def _save(engine: Engine, folder: RunFolder, next_batch: int) -> None:
 
 
 def _write_samples(engine: Engine, batch: Batch, result: StepResult, folder: RunFolder, log: MetricsLog) -> None:
-    context = engine.context(preview_batch(batch).to(engine.device), result.owner)
-    for network in engine.networks.values():
-        network.eval()
-    grid = sample_grid(context)
+    grid = sample_grid(engine.preview(preview_batch(batch)))
     write_picture(folder.samples / f"{result.batch + 1:07d}.png", grid)
     log.picture("samples", grid, result.batch)
 
@@ -224,9 +221,10 @@ def _write_samples(engine: Engine, batch: Batch, result: StepResult, folder: Run
 def _export_weights(engine: Engine, folder: RunFolder, trained_on: str) -> dict[str, str]:
     """Write each trained network as safetensors with its card."""
     written = {}
-    for owner, network in engine.networks.items():
-        if owner not in engine.optimisers or not engine.steps_total[owner]:
+    for owner in engine.optimisers:
+        if not engine.steps_total[owner]:
             continue
+        network = engine.shown(owner)
         card = ModelCard(
             architecture=ARCHITECTURES[owner],
             settings=dict(network.settings),  # type: ignore[arg-type]

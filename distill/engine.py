@@ -3,20 +3,29 @@
 min over ω_s of L_s(S(ω_s); ω_m*) with ω_m* minimising L_m(M(ω_m); ω_s) is solved by alternating single steps,
 ω_m ← ω_m − η_m ∇L_m(ω_m; sg(ω_s)) and ω_s ← ω_s − η_s ∇L_s(ω_s; sg(ω_m)). Which step comes when is the recipe's matter;
 the engine freezes everything but the step's owner, computes its terms, guards against NaN and updates.
+
+The gradient of an update is the mean over the micro batches of ``data.accumulate`` and over all processes. Where every
+term is a mean over samples and no layer mixes samples, that is the gradient of the joined batch. BatchNorm normalises
+each micro batch by itself, and the floor of the contrastive term's denominators is a mean over one micro batch: there
+the two differ a little.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from duskfuse.data.errors import InputError, TrainingError
 from duskfuse.distill.context import Batch, BatchContext
+from duskfuse.distill.optimisers import build_average, build_optimiser
+from duskfuse.distill.processes import ALONE, Processes
 from duskfuse.distill.recipe import Owner, Precision, Recipe, StepConfig, TermConfig, TermName
 from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.terms import REFERENCE_TERMS, SOURCE_TERMS
@@ -25,7 +34,7 @@ from duskfuse.tasks.encoders import FeatureEncoder
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one update did; all values are plain floats."""
+    """What one update did; all values are plain floats, means over micro batches and processes."""
 
     batch: int
     phase: str
@@ -36,9 +45,11 @@ class StepResult:
     """Each term before its weight."""
     lr: float
     gradient_norm: float
-    """Before clipping."""
+    """Before clipping; infinite where float16 overflowed and the update was left out."""
     psnr_to_reference: float | None
     """PSNR in dB between the owner's picture and the one it is compared with, on this batch."""
+    term_gradient_norms: dict[TermName, float] | None = None
+    """Norm of each weighted term's own gradient, before clipping, where it was measured."""
 
 
 class Engine:
@@ -50,42 +61,42 @@ class Engine:
         networks: dict[Owner, nn.Module],
         encoder: FeatureEncoder | None,
         device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
-        self.recipe, self.device = recipe, device
+        self.recipe, self.device, self.processes = recipe, device, processes
         # channels_last: convolutions on a CPU run several times faster in it, and no slower on a GPU.
-        self.networks = {o: network.to(device).to(memory_format=torch.channels_last) for o, network in networks.items()}
+        self.networks = {
+            owner: processes.synchronised(network, device).to(device).to(memory_format=torch.channels_last)
+            for owner, network in networks.items()
+        }
         self.encoder = None if encoder is None else encoder.to(device)
-        self.optimisers = {
-            owner: torch.optim.Adam(self.networks[owner].parameters(), lr=recipe.optimisers[owner].lr)
-            for owner in recipe.optimisers
-            if owner in networks
+        trained = [owner for owner in recipe.optimisers if owner in networks]
+        self.optimisers = {owner: build_optimiser(recipe.optimisers[owner], self.networks[owner]) for owner in trained}
+        decays = {owner: recipe.optimisers[owner].ema for owner in trained}
+        self.averages = {
+            owner: build_average(self.networks[owner], decay) for owner, decay in decays.items() if decay is not None
         }
         self.steps_done = dict.fromkeys(self.optimisers, 0)
         self.steps_total = {owner: recipe.owner_steps(owner) for owner in self.optimisers}
         self._dtype = _autocast_dtype(recipe.precision, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        if recipe.compile:
+            for network in self.networks.values():
+                network.compile()  # in place: names in checkpoints stay as they are
 
     def step(self, number: int, batch: Batch) -> StepResult:
-        """Update the owner of batch ``number`` once."""
-        phase, name = self.recipe.step_at(number)
-        config = self.recipe.steps[name]
-        # Another network's step looks at the student as a reference: at its best, not at a bad camera's picture.
-        batch = (batch if config.owner is Owner.STUDENT else batch.clean()).to(self.device)
-        context = self.context(batch, config.owner)
-        terms = self._terms(config, context, number)
-        loss = self._weighted_sum(config, terms)
-        lr, norm = self._update(config.owner, loss)
-        return StepResult(
-            batch=number,
-            phase=phase,
-            step=name,
-            owner=config.owner,
-            loss=float(loss.detach()),
-            terms={term: float(value.detach()) for term, value in terms.items()},
-            lr=lr,
-            gradient_norm=norm,
-            psnr_to_reference=_batch_psnr(config, context),
-        )
+        """Update the owner of batch ``number`` once, with ``data.accumulate`` micro batches joined in ``batch``."""
+        return self.update(self.recipe.step_at(number)[1], number, batch)
+
+    def update(self, step: str, number: int, batch: Batch, lr: float | None = None) -> StepResult:
+        """Make one update of the kind ``step`` with the samples of batch ``number``, by default at the rate due now."""
+        config = self.recipe.steps[step]
+        torch.manual_seed(_seed(self.recipe.seed, number, self.processes.rank))  # so that a resumed run draws the same
+        self.networks[config.owner].zero_grad(set_to_none=True)
+        with _naming_memory(f"the {step} step at batch {number}"):
+            parts = [self._backward(config, micro, number) for micro in batch.split(self.recipe.data.accumulate)]
+            lr, norm = self._update(config.owner, lr)
+        return self._result(step, number, parts, lr, norm)
 
     def context(self, batch: Batch, owner: Owner) -> BatchContext:
         """The batch with only ``owner`` live: it trains, everything else is frozen and in evaluation mode."""
@@ -94,17 +105,43 @@ class Engine:
             network.requires_grad_(other is owner)
         return BatchContext(batch, self.networks, self.encoder, self._autocast)
 
+    def shown(self, owner: Owner) -> nn.Module:
+        """The network as it is shown and exported: its running average where it has one."""
+        averaged = self.averages.get(owner)
+        return self.networks[owner] if averaged is None else averaged.module
+
+    def preview(self, batch: Batch) -> BatchContext:
+        """The batch with every network as it is shown, frozen and in evaluation mode."""
+        networks = {owner: self.shown(owner).eval().requires_grad_(False) for owner in self.networks}
+        return BatchContext(batch.to(self.device), networks, self.encoder, self._autocast)
+
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self._dtype is None else torch.autocast(self.device.type, dtype=self._dtype)
+
+    def _backward(self, config: StepConfig, micro: Batch, number: int) -> _Part:
+        """Add the gradient of one micro batch to the owner's."""
+        # Another network's step looks at the student as a reference: at its best, not at a bad camera's picture.
+        batch = micro if config.owner is Owner.STUDENT else micro.clean()
+        context = self.context(batch.to(self.device), config.owner)
+        terms = self._terms(config, context, number)
+        done = self.steps_done[config.owner]
+        weighted = {name: ramped_weight(config.terms[name], done) * value for name, value in terms.items()}
+        loss = torch.stack(list(weighted.values())).sum()
+        every = self.recipe.gradient_norms_every
+        gradients = self._term_gradients(config.owner, weighted) if every and done % every == 0 else None
+        self._scaler.scale(loss / self.recipe.data.accumulate).backward()  # type: ignore[no-untyped-call]
+        error = _batch_error(config, context)
+        return _Part(torch.stack([loss.detach(), *(v.detach() for v in terms.values())]), list(terms), error, gradients)
 
     def _terms(self, config: StepConfig, context: BatchContext, number: int) -> dict[TermName, Tensor]:
         values = {}
         for name in config.terms:
-            live, reference = context.field(config.live), config.reference(name)
-            if reference is None:
-                value = SOURCE_TERMS[name](live, context)
-            else:
-                value = REFERENCE_TERMS[name](live, context.field(reference), context)
+            with _naming_memory(f"term {name} at batch {number}"):
+                live, reference = context.field(config.live), config.reference(name)
+                if reference is None:
+                    value = SOURCE_TERMS[name](live, context)
+                else:
+                    value = REFERENCE_TERMS[name](live, context.field(reference), context)
             if not torch.isfinite(value):
                 raise TrainingError(
                     f"term {name} became {float(value.detach())} at batch {number} ({', '.join(context.batch.names)})",
@@ -114,20 +151,26 @@ class Engine:
             values[name] = value
         return values
 
-    def _weighted_sum(self, config: StepConfig, terms: dict[TermName, Tensor]) -> Tensor:
-        done = self.steps_done[config.owner]
-        weighted = [ramped_weight(config.terms[name], done) * value for name, value in terms.items()]
-        return torch.stack(weighted).sum()
+    def _term_gradients(self, owner: Owner, weighted: dict[TermName, Tensor]) -> dict[TermName, Tensor]:
+        """Each weighted term's gradient with respect to the owner's parameters, flattened."""
+        parameters = list(self.networks[owner].parameters())
+        gradients = {}
+        for name, value in weighted.items():
+            scaled = self._scaler.scale(value)
+            parts = torch.autograd.grad(scaled, parameters, retain_graph=True, materialize_grads=True)
+            gradients[name] = torch.cat([part.flatten() for part in parts]) / self._scaler.get_scale()
+        return gradients
 
-    def _update(self, owner: Owner, loss: Tensor) -> tuple[float, float]:
+    def _update(self, owner: Owner, lr: float | None) -> tuple[float, float]:
+        """Clip the gradient that was gathered and move the owner by it; its rate and the norm before clipping."""
         optimiser, config = self.optimisers[owner], self.recipe.optimisers[owner]
-        lr = learning_rate(config, self.steps_done[owner], self.steps_total[owner])
+        network = self.networks[owner]
+        rate = learning_rate(config, self.steps_done[owner], self.steps_total[owner]) if lr is None else lr
         for group in optimiser.param_groups:
-            group["lr"] = lr
-        optimiser.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            group["lr"] = rate
+        self.processes.average([p.grad for p in network.parameters() if p.grad is not None])
         self._scaler.unscale_(optimiser)
-        norm = nn.utils.clip_grad_norm_(self.networks[owner].parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
         if not torch.isfinite(norm) and not self._scaler.is_enabled():
             raise TrainingError(
                 f"the gradient of the {owner} became {float(norm)} at its step {self.steps_done[owner]}",
@@ -136,13 +179,39 @@ class Engine:
             )
         self._scaler.step(optimiser)
         self._scaler.update()
+        self.processes.average([buffer for buffer in network.buffers() if buffer.is_floating_point()])
+        if owner in self.averages:
+            self.averages[owner].update_parameters(network)
         self.steps_done[owner] += 1
-        return lr, float(norm)
+        return rate, float(norm)
+
+    def _result(self, step: str, number: int, parts: Sequence[_Part], lr: float, norm: float) -> StepResult:
+        values = torch.stack([part.values for part in parts]).mean(dim=0)
+        errors = [part.error for part in parts if part.error is not None]
+        error = torch.stack(errors).mean() if errors else None
+        gradients = _mean_gradients([part.gradients for part in parts if part.gradients is not None])
+        self.processes.average(list(gradients.values()))
+        self.processes.average([values] if error is None else [values, error])
+        loss, *terms = values.tolist()
+        phase, _ = self.recipe.step_at(number)
+        return StepResult(
+            batch=number,
+            phase=phase,
+            step=step,
+            owner=self.recipe.steps[step].owner,
+            loss=loss,
+            terms=dict(zip(parts[0].names, terms, strict=True)),
+            lr=lr,
+            gradient_norm=norm,
+            psnr_to_reference=None if error is None else -10 * math.log10(max(float(error), 1e-10)),
+            term_gradient_norms={name: float(gradient.norm()) for name, gradient in gradients.items()} or None,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact continuation needs, as tensors and plain data."""
         return {
             "networks": {owner.value: network.state_dict() for owner, network in self.networks.items()},
+            "averages": {owner.value: average.state_dict() for owner, average in self.averages.items()},
             "optimisers": {owner.value: optimiser.state_dict() for owner, optimiser in self.optimisers.items()},
             "steps_done": {owner.value: done for owner, done in self.steps_done.items()},
             "scaler": self._scaler.state_dict(),
@@ -152,10 +221,49 @@ class Engine:
         """Continue from ``state_dict``."""
         for owner, network in self.networks.items():
             network.load_state_dict(state["networks"][owner.value])
+        for owner, average in self.averages.items():
+            average.load_state_dict(state["averages"][owner.value])
         for owner, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][owner.value])
             self.steps_done[owner] = int(state["steps_done"][owner.value])
         self._scaler.load_state_dict(state["scaler"])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one micro batch gave."""
+
+    values: Tensor
+    """The loss, then the terms before their weights."""
+    names: list[TermName]
+    error: Tensor | None
+    """Mean squared error to the reference picture."""
+    gradients: dict[TermName, Tensor] | None
+
+
+def _mean_gradients(parts: Sequence[dict[TermName, Tensor]]) -> dict[TermName, Tensor]:
+    return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]} if parts else {}
+
+
+def _seed(seed: int, number: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, number, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def _naming_memory(place: str) -> Iterator[None]:
+    """Turn a lack of memory into an error that names the place; no term is ever left out for it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # the CPU's allocator raises a plain RuntimeError
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in text:
+            raise
+        raise TrainingError(
+            f"out of memory in {place} ({(text.splitlines() or ['no more is known'])[0][:200]})",
+            rule="no term is left out for want of memory",
+            remedy="start a run with a smaller data.batch and a larger data.accumulate, or a smaller data.crop; "
+            "the last checkpoint is kept",
+        ) from None
 
 
 def ramped_weight(term: TermConfig, step: int) -> float:
@@ -166,13 +274,12 @@ def ramped_weight(term: TermConfig, step: int) -> float:
     return term.weight * min(max((step - start) / max(end - start, 1), 0.0), 1.0)
 
 
-def _batch_psnr(config: StepConfig, context: BatchContext) -> float | None:
+def _batch_error(config: StepConfig, context: BatchContext) -> Tensor | None:
     references = [field for field in map(config.reference, config.terms) if field is not None]
     if not references:
         return None
     with torch.no_grad():
-        error = (context.field(config.live).y - context.field(references[0]).y).square().mean()
-    return -10 * math.log10(max(float(error), 1e-10))
+        return (context.field(config.live).y - context.field(references[0]).y).square().mean()
 
 
 def _autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

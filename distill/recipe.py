@@ -151,13 +151,31 @@ class PhaseConfig(_Plain):
     cycle: Annotated[list[str], Field(min_length=1)]
 
 
-class OptimiserConfig(_Plain):
-    """Adam with a cosine schedule over exactly this owner's own number of steps."""
+class OptimiserKind(StrEnum):
+    """How gradients become updates."""
 
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class OptimiserConfig(_Plain):
+    """An optimiser with a cosine schedule over exactly this owner's own number of steps."""
+
+    kind: OptimiserKind = OptimiserKind.ADAM
     lr: Annotated[float, Field(gt=0)]
     final_lr: Annotated[float, Field(gt=0)] = 1e-5
     warmup: Annotated[int, Field(ge=0)] = 0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Not applied to biases and normalisation layers."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a running average of the weights; where it is given, the average is what is shown and exported."""
+
+    @model_validator(mode="after")
+    def _rates_fall(self) -> OptimiserConfig:
+        if self.final_lr > self.lr:
+            raise ValueError(f"final_lr {self.final_lr} is above lr {self.lr}: lower it")
+        return self
 
 
 class DataConfig(_Plain):
@@ -166,6 +184,9 @@ class DataConfig(_Plain):
     crop: tuple[Positive, Positive] = (192, 256)
     """(height, width) in pixels."""
     batch: Positive = 4
+    """Samples that the networks see at once, in all processes together."""
+    accumulate: Positive = 1
+    """Batches whose gradients are averaged for one update."""
     masks: Positive = 4
     """Mask slots per modality, N."""
     mask_pool: Positive = 20
@@ -226,6 +247,8 @@ class Recipe(_Plain):
     encoder: EncoderConfig = EncoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO
+    compile: bool = False
+    """Compile the networks with torch.compile: the first updates take minutes, the others less time."""
     optimisers: dict[Owner, OptimiserConfig]
     steps: dict[str, StepConfig]
     phases: Annotated[list[PhaseConfig], Field(min_length=1)]
@@ -233,6 +256,8 @@ class Recipe(_Plain):
     """Batches between checkpoints."""
     sample_every: Positive = 200
     """Batches between sample grids."""
+    gradient_norms_every: Annotated[int, Field(ge=0)] = 0
+    """Updates of an owner between measurements of each term's gradient norm; 0: never."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
