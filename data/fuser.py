@@ -1,10 +1,20 @@
-"""What every fusion network returns, whichever folder it lives in."""
+"""What every fusion network takes and returns, whichever folder it lives in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from torch import Tensor
+
+
+class Colour(StrEnum):
+    """What a network sees of the visible picture, and makes."""
+
+    LUMA = "luma"
+    """Luminance; the result gets the chroma of the visible picture."""
+    RGB = "rgb"
+    """Three colour channels, both ways."""
 
 
 @dataclass(frozen=True)
@@ -15,3 +25,5 @@ class FusionOutput:
     """Fused luminance, ``[B, 1, H, W]`` in [0, 1]."""
     taps: tuple[Tensor, ...] = ()
     """Feature maps from input to output; for SAGE five maps of 32 channels at scales 1, 1/2, 1/4, 1/2, 1."""
+    rgb: Tensor | None = None
+    """The fused picture of a network that makes colours itself, ``[B, 3, H, W]`` in [0, 1]; ``y`` is its luminance."""

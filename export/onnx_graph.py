@@ -13,10 +13,13 @@ import warnings
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from duskfuse.data.errors import VerificationError
@@ -27,6 +30,8 @@ OPSET = 17
 IR_VERSION = 8
 TRACE_SIZE = (48, 64)
 """(height, width) of the example that is traced when the file takes any size."""
+
+_LARGEST_SIZES = 2**16  # numbers in a folded constant: a mask of positions, never a picture
 
 
 class Precision(StrEnum):
@@ -79,7 +84,9 @@ def build_graph(deployed: DeployedStudent, *, size: tuple[int, int] | None = Non
         model = onnx.load(traced)
     _drop_idle_casts(model)
     if size is not None:
+        _fold_sizes(model)
         _fix_resizes(model)
+        _drop_unused(model)
     check_contract(model)
     return model
 
@@ -96,7 +103,7 @@ def _drop_idle_casts(model: onnx.ModelProto) -> None:
 
 
 def _fix_resizes(model: onnx.ModelProto) -> None:
-    """Write the known sizes of a fixed-size file into its Resize nodes and drop what computed them.
+    """Write the known sizes of a fixed-size file into its Resize nodes.
 
     TensorRT wants constants: whole-number scales where they give the size exactly, else the sizes themselves.
     """
@@ -109,12 +116,48 @@ def _fix_resizes(model: onnx.ModelProto) -> None:
         name = f"{resize.name}/{'scales' if whole else 'sizes'}"
         model.graph.initializer.append(onnx.numpy_helper.from_array(constant, name))
         resize.input[:] = [resize.input[0], "", name] if whole else [resize.input[0], "", "", name]
+
+
+def _fold_sizes(model: onnx.ModelProto) -> None:
+    """Compute once and for all what a fixed-size file computes from sizes alone, such as the windows of attention."""
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    sizes = {name: value for name, value in tensors.items() if value.size <= _LARGEST_SIZES}
+    while computed := _computed_sizes(model, sizes):
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in computed.items())
+        for node in [node for node in model.graph.node if node.output[0] in computed]:
+            model.graph.node.remove(node)
+        sizes |= computed
+
+
+def _computed_sizes(model: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Values of all nodes that depend on shapes, constants and ``known`` values only, by the name of their output."""
+    values, inferred = dict(known), onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.input)
+        if value.type.tensor_type.HasField("shape")
+    }
+    for node in model.graph.node:
+        if node.op_type == "Shape" and all(shapes.get(node.input[0], [0])):
+            values[node.output[0]] = np.array(shapes[node.input[0]], np.int64)
+        elif all(name in values for name in node.input if name) and len(node.output) == 1:
+            inputs = {name: values[name] for name in node.input if name}
+            result = ReferenceEvaluator(node).run(None, inputs)[0]
+            if np.size(result) <= _LARGEST_SIZES:
+                values[node.output[0]] = np.asarray(result)
+    return {name: value for name, value in values.items() if name not in known}
+
+
+def _drop_unused(model: onnx.ModelProto) -> None:
+    """Remove nodes and constants that no output depends on."""
     needed = {value.name for value in model.graph.output}
     for node in reversed(list(model.graph.node)):
         if needed.isdisjoint(node.output):
             model.graph.node.remove(node)
         else:
             needed.update(node.input)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in needed]:
+        model.graph.initializer.remove(tensor)
 
 
 def check_contract(model: onnx.ModelProto) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import EnumType, StrEnum
 from pathlib import Path
+from typing import Any, get_type_hints
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
 from torch import nn
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.weights import ModelCard, load_weights, read_card
-from duskfuse.students import unet
-from duskfuse.students.unet import OutputHead, UNetStudent
+from duskfuse.students import mobile, unet
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the packaged weights, ``<name>.safetensors``."""
-STUDENT_ARCHITECTURES = (unet.ARCHITECTURE,)
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    unet.ARCHITECTURE: unet.UNetStudent,
+    mobile.ARCHITECTURE: mobile.MobileStudent,
+}
+"""Every student; a new one is a file and a line here. Its constructor's annotations are the rule of its settings."""
 
 _TEACHERS = ("sage-main",)
 
@@ -38,20 +42,31 @@ def build_student(architecture: str, settings: Mapping[str, JsonValue]) -> nn.Mo
             rule="a teacher needs the regions of each picture and never ships",
             remedy=f"give the checkpoint of a student, or one of the names {', '.join(ModelName)}",
         )
-    match architecture, {"head": OutputHead.SIGMOID.value} | dict(settings):
-        case unet.ARCHITECTURE, {"head": str(head), **unknown} if head in list(OutputHead) and not unknown:
-            return UNetStudent(OutputHead(head))
-        case unet.ARCHITECTURE, _:
-            raise InputError(
-                f"{architecture!r} with settings {dict(settings)}",
-                rule=f"its only setting is head: {' or '.join(OutputHead)}",
-                remedy="correct the settings",
-            )
-    raise InputError(
-        f"unknown student architecture {architecture!r}",
-        rule=f"this version knows {', '.join(STUDENT_ARCHITECTURES)}",
-        remedy="update duskfuse or give another checkpoint",
-    )
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            f"unknown student architecture {architecture!r}",
+            rule=f"this version knows {', '.join(ARCHITECTURES)}",
+            remedy="update duskfuse or give another checkpoint",
+        )
+    student, kinds = ARCHITECTURES[architecture], _settings_of(ARCHITECTURES[architecture])
+    try:
+        if unknown := settings.keys() - kinds.keys():
+            raise ValueError(f"unknown: {', '.join(unknown)}")
+        return student(**{name: TypeAdapter(kinds[name]).validate_python(value) for name, value in settings.items()})
+    except ValueError:
+        known = " and ".join(f"{name} ({_values(kind)})" for name, kind in kinds.items())
+        raise InputError(
+            f"{architecture!r} with settings {dict(settings)}", rule=f"it has {known}", remedy="correct the settings"
+        ) from None
+
+
+def _settings_of(student: type[nn.Module]) -> dict[str, Any]:
+    """Types of its constructor arguments by name."""
+    return {name: kind for name, kind in get_type_hints(student.__init__).items() if name != "return"}
+
+
+def _values(kind: Any) -> str:
+    return " or ".join(kind) if isinstance(kind, EnumType) else getattr(kind, "__name__", str(kind))
 
 
 def load_student(model: str | Path) -> tuple[nn.Module, ModelCard]:
