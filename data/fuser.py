@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,3 +28,8 @@ class FusionOutput:
     """Feature maps from input to output; for SAGE five maps of 32 channels at scales 1, 1/2, 1/4, 1/2, 1."""
     rgb: Tensor | None = None
     """The fused picture of a network that makes colours itself, ``[B, 3, H, W]`` in [0, 1]; ``y`` is its luminance."""
+
+    def each_tensor(self, change: Callable[[Tensor], Tensor]) -> FusionOutput:
+        """The same output with every tensor changed."""
+        rgb = None if self.rgb is None else change(self.rgb)
+        return FusionOutput(change(self.y), tuple(change(tap) for tap in self.taps), rgb)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from duskfuse.data.colour import luminance
-from duskfuse.data.fuser import FusionOutput
+from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.distill.pseudo_label import pseudo_label
 from duskfuse.distill.recipe import FusionField, Owner
 from duskfuse.tasks.encoders import FeatureEncoder
@@ -62,6 +62,11 @@ class Batch:
     def input_ir(self) -> Tensor:
         """Infrared that the student is given."""
         return self.ir if self.degraded_ir is None else self.degraded_ir
+
+    @property
+    def input_vis(self) -> Tensor:
+        """Visible RGB that the student is given."""
+        return self.vis if self.degraded_vis is None else self.degraded_vis
 
     @cached_property
     def input_vis_y(self) -> Tensor:
@@ -146,7 +151,7 @@ class BatchContext:
             return self.field(FusionField(owner.value))
         live = self._fields.get(FusionField(owner.value))
         if live is not None:
-            return FusionOutput(live.y.detach(), tuple(tap.detach() for tap in live.taps))
+            return live.each_tensor(Tensor.detach)
         with torch.no_grad():
             return self._forward(owner)
 
@@ -181,8 +186,9 @@ class BatchContext:
                 noisy = self._denoiser().add_noise(2 * target - 1, noise, timestep)
                 return FusionOutput((network(noisy, batch.vis_y, batch.ir, timestep) + 1) / 2)
             if owner is Owner.STUDENT:
-                output = network(batch.input_vis_y, batch.input_ir)
+                vis = batch.input_vis if network.colour == Colour.RGB else batch.input_vis_y
+                output: FusionOutput = network(vis, batch.input_ir)
             else:
                 vis_patches = source_patches(batch.vis_y, batch.masks_vis)
                 output = network(batch.vis_y, batch.ir, vis_patches, source_patches(batch.ir, batch.masks_ir))
-        return FusionOutput(output.y.float(), tuple(tap.float() for tap in output.taps))
+        return output.each_tensor(Tensor.float)

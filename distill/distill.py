@@ -13,6 +13,7 @@ from torch import nn
 
 from duskfuse import __version__
 from duskfuse.data.errors import InputError
+from duskfuse.data.fuser import Colour
 from duskfuse.data.images import write_picture
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles
@@ -28,7 +29,6 @@ from duskfuse.distill.engine import Engine, StepResult, needed_owners
 from duskfuse.distill.preview import preview_batch, sample_grid
 from duskfuse.distill.recipe import EncoderName, FusionField, Owner, Recipe, TermName, load_recipe
 from duskfuse.distill.run_folder import MetricsLog, RunFolder
-from duskfuse.students import unet
 from duskfuse.students.zoo import build_student
 from duskfuse.tasks.encoders import FeatureEncoder, filter_encoder, sam_encoder, squeezenet_encoder
 from duskfuse.teachers import denoiser, main_network
@@ -36,13 +36,6 @@ from duskfuse.teachers.denoiser import ConditionalDenoiser
 from duskfuse.teachers.denoiser_sizes import denoiser_config
 from duskfuse.teachers.main_network import MainNetwork
 from duskfuse.teachers.teacher_images import TeacherImages, open_teacher_images
-
-ARCHITECTURES = {
-    Owner.STUDENT: unet.ARCHITECTURE,
-    Owner.TEACHER: main_network.ARCHITECTURE,
-    Owner.DENOISER: denoiser.ARCHITECTURE,
-}
-"""What the weights of each owner's network are called."""
 
 
 @dataclass(frozen=True)
@@ -132,26 +125,35 @@ def _build_engine(recipe: Recipe, init: Sequence[Path]) -> Engine:
     if Owner.TEACHER in owners:
         networks[Owner.TEACHER] = MainNetwork(masks=recipe.data.masks)
     if Owner.STUDENT in owners:
-        networks[Owner.STUDENT] = build_student(unet.ARCHITECTURE, {})
+        networks[Owner.STUDENT] = build_student(recipe.student.architecture, recipe.student.settings)
     if Owner.DENOISER in owners:
         networks[Owner.DENOISER] = ConditionalDenoiser(
             denoiser_config(recipe.diffusion.size, recipe.diffusion.prediction)
         )
     for path in init:
-        _initialise(networks, path)
+        _initialise(networks, architectures(recipe), path)
     encoder = _build_encoder(recipe) if TermName.CONTRASTIVE in recipe.terms_used() else None
     return Engine(recipe, networks, encoder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _initialise(networks: dict[Owner, nn.Module], path: Path) -> None:
+def architectures(recipe: Recipe) -> dict[Owner, str]:
+    """What the weights of each owner's network are called."""
+    return {
+        Owner.STUDENT: recipe.student.architecture,
+        Owner.TEACHER: main_network.ARCHITECTURE,
+        Owner.DENOISER: denoiser.ARCHITECTURE,
+    }
+
+
+def _initialise(networks: dict[Owner, nn.Module], known: dict[Owner, str], path: Path) -> None:
     """Load one weight file into the network of its architecture."""
     architecture = read_card(path).architecture
-    owner = next((owner for owner, known in ARCHITECTURES.items() if known == architecture), Owner.STUDENT)
+    owner = next((owner for owner, name in known.items() if name == architecture), Owner.STUDENT)
     if owner not in networks:
         raise InputError(
             f"{path} holds a {architecture}", rule=f"this recipe trains no {owner}", remedy="leave this --init out"
         )
-    load_weights(path, networks[owner], ARCHITECTURES[owner])
+    load_weights(path, networks[owner], known[owner])
     say(f"{owner} starts from {path}")
 
 
@@ -226,9 +228,9 @@ def _export_weights(engine: Engine, folder: RunFolder, trained_on: str) -> dict[
             continue
         network = engine.shown(owner)
         card = ModelCard(
-            architecture=ARCHITECTURES[owner],
+            architecture=architectures(engine.recipe)[owner],
             settings=dict(network.settings),  # type: ignore[arg-type]
-            colour="luma",
+            colour=Colour.RGB.value if getattr(network, "colour", None) == Colour.RGB else Colour.LUMA.value,
             version=__version__,
             training_data=trained_on,
             licence="Apache-2.0",

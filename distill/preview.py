@@ -34,7 +34,8 @@ def sample_grid(context: BatchContext) -> NDArray[np.uint8]:
     with torch.no_grad():
         for owner, field in ((Owner.TEACHER, FusionField.TEACHER_SG), (Owner.STUDENT, FusionField.STUDENT_SG)):
             if context.has(owner):
-                columns[owner.value] = recombine(context.field(field).y, batch.vis)
+                fused = context.field(field)
+                columns[owner.value] = recombine(fused.y, batch.vis) if fused.rgb is None else fused.rgb
         if context.has(Owner.DENOISER):
             columns[Owner.DENOISER.value] = recombine(context.sampled(), batch.vis)
     if batch.teacher_y is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from duskfuse.data.errors import InputError
 from duskfuse.teachers.denoiser_sizes import DenoiserSize, Prediction
@@ -197,6 +197,13 @@ class DataConfig(_Plain):
     """What is done about the brightness of cached teacher pictures that are not known to be fused luminance."""
 
 
+class StudentConfig(_Plain):
+    """Which student is trained, with its constructor arguments; `duskfuse.students.zoo` knows both."""
+
+    architecture: str = "unet"
+    settings: dict[str, JsonValue] = {}
+
+
 class DenoiserTarget(StrEnum):
     """What the denoiser learns to draw."""
 
@@ -244,6 +251,7 @@ class Recipe(_Plain):
     name: str
     seed: int = 2
     data: DataConfig = DataConfig()
+    student: StudentConfig = StudentConfig()
     encoder: EncoderConfig = EncoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO

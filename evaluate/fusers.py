@@ -112,6 +112,7 @@ def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
         )
     import torch
 
+    from duskfuse.data.fuser import Colour
     from duskfuse.data.weights import read_card
     from duskfuse.students.zoo import load_student
 
@@ -123,7 +124,13 @@ def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    module, _ = load_student(model)
+    module, card = load_student(model)
+    if card.colour == Colour.RGB.value:
+        raise InputError(
+            f"{path} fuses colours",
+            rule="fusing, measuring and exporting take students of luminance",
+            remedy="train one",
+        )
     return TorchFuser(module, path.name)
 
 

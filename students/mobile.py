@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +76,7 @@ class MobileStudent(nn.Module):
             for width, fused in zip(_ENCODED, _FUSED, strict=True)
         )
         self.decode = nn.ModuleList(
-            nn.Sequential(_unit(below + width, width, 3), _unit(width, width, 3))
-            for width, below in zip(_FUSED[:-1], _FUSED[1:], strict=True)
+            nn.Sequential(_unit(below + width, width, 3), _unit(width, width, 3)) for width, below in pairwise(_FUSED)
         )
         self.finish = nn.Sequential(_unit(_FUSED[0] + 1 + channels, _FULL, 3), _unit(_FULL, _FULL, 3))
         self.last = nn.Conv2d(_FULL, channels, 3, padding=1)
@@ -90,9 +90,9 @@ class MobileStudent(nn.Module):
     def forward(self, vis: Tensor, ir: Tensor) -> FusionOutput:
         """Fuse a visible picture and infrared of the same height and width, in [0, 1], of any size.
 
-        ``vis`` is luminance ``[B, 1, H, W]``, or RGB ``[B, 3, H, W]`` for ``colour`` rgb; ``ir`` is ``[B, 1, H, W]``, of
-        three equal channels the first is taken. Returns ``y``, for ``colour`` rgb also ``rgb``, in [0, 1], and five taps
-        of 48, 80, 256, 48 and 16 channels at 1/2, 1/4, 1/16, 1/2 and 1 (sizes rounded up).
+        ``vis`` is luminance ``[B, 1, H, W]``, or RGB ``[B, 3, H, W]`` for ``colour`` rgb; ``ir`` is ``[B, 1, H, W]``,
+        of three equal channels the first is taken. Returns ``y``, for ``colour`` rgb also ``rgb``, in [0, 1], and five
+        taps of 48, 80, 256, 48 and 16 channels at 1/2, 1/4, 1/16, 1/2 and 1 (sizes rounded up).
         """
         ir = ir[:, :1]
         maps_ir, maps_vis = self.encode_ir(ir), self.encode_vis(vis)
@@ -111,15 +111,12 @@ class MobileStudent(nn.Module):
         return FusionOutput(picture, taps)
 
     def _initialise(self) -> None:
-        """Kaiming (fan-out) for convolutions, residual blocks start as the identity, the output as the mean."""
+        """Kaiming (fan-out) for convolutions; the output starts as the mean of the sources."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, _InvertedResidual) and module.residual:
-                module.start_as_identity()
         nn.init.normal_(self.last.weight, std=1e-2)
         assert self.last.bias is not None
         nn.init.constant_(self.last.bias, -_SOURCE_GAIN / 2)
@@ -150,24 +147,24 @@ class _Encoder(nn.Module):
 
 
 class _InvertedResidual(nn.Module):
-    """Expand 1×1, depthwise k×k, optional gate, project 1×1 (Howard et al. 2019, figure 4)."""
+    """Expand 1×1, depthwise k×k, optional gate, project 1×1 (Howard et al. 2019, figure 4).
+
+    Where input and output are added, the last normalisation starts at zero: the block starts as the identity.
+    """
 
     def __init__(self, inputs: int, block: _Block) -> None:
         super().__init__()
         self.residual = block.stride == 1 and inputs == block.outputs
         gate: Sequence[nn.Module] = [_ChannelGate(block.expanded)] if block.gated else []
+        normalise = nn.BatchNorm2d(block.outputs)
+        if self.residual:
+            nn.init.zeros_(normalise.weight)
         self.body = nn.Sequential(
             _unit(inputs, block.expanded, 1),
             _unit(block.expanded, block.expanded, block.kernel, stride=block.stride, groups=block.expanded),
             *gate,
-            nn.Sequential(nn.Conv2d(block.expanded, block.outputs, 1, bias=False), nn.BatchNorm2d(block.outputs)),
+            nn.Sequential(nn.Conv2d(block.expanded, block.outputs, 1, bias=False), normalise),
         )
-
-    def start_as_identity(self) -> None:
-        """Scale the last batch normalisation by zero."""
-        normalisation = self.body[-1][-1]
-        assert isinstance(normalisation, nn.BatchNorm2d)
-        nn.init.zeros_(normalisation.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         body: Tensor = self.body(x)
@@ -223,7 +220,7 @@ class _Attention(nn.Module):
         batch, _, height, width = asking.shape
         window = _window(height, width)
         pad = -height % window[0], -width % window[1]
-        mask = _padding_mask(asking, pad, window) if torch.jit.is_tracing() or any(pad) else None
+        mask = _padding_mask(asking, pad, window) if torch.onnx.is_in_onnx_export() or any(pad) else None
         query, key, value = (
             self._split(F.pad(project(x), (0, pad[1], 0, pad[0])), window)
             for project, x in ((self.query, asking), (self.key, asked), (self.value, asked))
@@ -247,7 +244,7 @@ class _Attention(nn.Module):
 
 def _window(height: int, width: int) -> tuple[int, int]:
     """Height and width of the attention windows of a map."""
-    if torch.jit.is_tracing():  # sizes are tensors here, so that the choice becomes part of the graph
+    if torch.onnx.is_in_onnx_export():  # sizes are tensors here, so that the choice becomes part of the graph
         sides = torch.as_tensor(height), torch.as_tensor(width)
         large = sides[0] * sides[1] > GLOBAL_TOKENS
         chosen = [torch.where(large, torch.full_like(side, WINDOW), side) for side in sides]

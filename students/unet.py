@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duskfuse.data.errors import InputError
-from duskfuse.data.fuser import FusionOutput
+from duskfuse.data.fuser import Colour, FusionOutput
 
 ARCHITECTURE = "unet"
 MIN_SIDE = 4
@@ -45,6 +45,8 @@ class OutputHead(StrEnum):
 
 class UNetStudent(nn.Module):
     """Fuses visible luminance and infrared with a small U-Net."""
+
+    colour = Colour.LUMA
 
     def __init__(self, head: OutputHead = OutputHead.SIGMOID) -> None:
         super().__init__()
