@@ -142,7 +142,7 @@ def score_detection(
     Raises:
         InputError: files are missing or malformed, a class is unknown, faster-coco-eval is not installed.
     """
-    _library()
+    scoring_library()
     folders = {row: path for row, path in sources.items() if not _is_results(path)}
     files = text_predictions(folders, pairs, scored)
     predicted: dict[str, dict[str, Boxes]] = {}
@@ -172,7 +172,7 @@ def average_precision(
         sizes: (height, width) of the pictures.
         kinds: numbers of the classes.
     """
-    library = _library()
+    library = scoring_library()
     known = library.COCO(_coco_dataset(truth, sizes, kinds))
     found = library.COCO(_coco_dataset(predicted, sizes, kinds))
     evaluation = library.COCOeval_faster(known, found, "bbox", print_function=_say_nothing)
@@ -184,7 +184,8 @@ def average_precision(
     return ap
 
 
-def _library() -> Any:
+def scoring_library() -> Any:
+    """What computes the scores; InputError where it is not installed."""
     try:
         return import_module("faster_coco_eval")
     except ImportError as error:

@@ -98,9 +98,9 @@ def evaluate(
     network = find_weights(lpips_weights) if any(metric.needs_weights for metric in chosen) else None
     pairs = find_pairs(data, split=split, reading=reading)
     with ThreadPoolExecutor(workers or cores()) as readers:
-        seen, findings = _look_at_all(pairs, readers)
+        seen, findings = look_at_all(pairs, readers)
         methods = [*models(model, seen), *folders(fused or {}, pairs, seen, readers), *trivial()]
-    bad = _check_pictures(methods, findings, len(pairs), on_bad)
+    bad = check_pictures(methods, findings, len(pairs), on_bad)
     wanted = WantedScores(
         pairs=[pair for pair in pairs if pair.name not in bad],
         seen=seen,
@@ -181,7 +181,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
         )
 
 
-def _look_at_all(pairs: Sequence[PairFiles], readers: Executor) -> tuple[dict[str, SeenSources], tuple[Finding, ...]]:
+def look_at_all(pairs: Sequence[PairFiles], readers: Executor) -> tuple[dict[str, SeenSources], tuple[Finding, ...]]:
     """Read all sources: what is known of the usable ones by name of pair, and what is wrong with the others."""
     seen: dict[str, SeenSources] = {}
     wrong: dict[str, str] = {}
@@ -203,7 +203,7 @@ def _look(pair: PairFiles) -> SeenSources | InputError:
         return error
 
 
-def _check_pictures(methods: Sequence[Method], findings: Sequence[Finding], pairs: int, on_bad: OnBad) -> set[str]:
+def check_pictures(methods: Sequence[Method], findings: Sequence[Finding], pairs: int, on_bad: OnBad) -> set[str]:
     """Say what is unusual; the names of the pairs to leave out, or InputError with all that is wrong."""
     found = [("data", finding) for finding in findings]
     found += [(method.name, finding) for method in methods for finding in method.findings]

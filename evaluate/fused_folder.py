@@ -59,6 +59,12 @@ def read_fused(path: Path) -> Grey:
     return grey_u8(_in_8_bit(read_picture(path)))
 
 
+def read_fused_rgb(path: Path) -> NDArray[np.uint8]:
+    """Read a fused picture as ``[H, W, 3]`` 8-bit RGB; a grey one has three equal channels, else as `read_fused`."""
+    stored = _in_8_bit(read_picture(path))
+    return stored if stored.ndim == 3 else np.repeat(stored[..., None], 3, axis=2)
+
+
 def look_at_folder(
     folder: Path, pairs: Sequence[PairFiles], seen: Mapping[str, SeenSources], executor: Executor
 ) -> FusedFolder:

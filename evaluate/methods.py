@@ -19,7 +19,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import file_sha256, to_u8
 from duskfuse.data.pair_files import PairFiles
 from duskfuse.evaluate.fused_folder import look_at_folder
-from duskfuse.evaluate.fusers import Fuser, OnnxFuser, open_fuser, size_text
+from duskfuse.evaluate.fusers import Fuser, OnnxFuser, Plane, open_fuser, size_text
 from duskfuse.evaluate.metrics import Grey
 from duskfuse.evaluate.score_pairs import Picture, Rule
 from duskfuse.evaluate.scores import Finding, Kind, Oddity
@@ -44,6 +44,8 @@ class Method:
     """Of a model's file."""
     stretched: bool = False
     findings: tuple[Finding, ...] = ()
+    fuser: Fuser | None = None
+    """Of a model."""
 
     @property
     def bad_pairs(self) -> set[str]:
@@ -121,7 +123,7 @@ def _of_pair(paths: Mapping[str, Path], sources: SourcePictures) -> Path:
 
 def _model(model: str | Path, name: str, seen: Mapping[str, SeenSources]) -> Method:
     fuser = open_fuser(model)
-    digest = _sha256(model)
+    digest = model_sha256(model)
     backend = f"{fuser.backend} {import_module(fuser.backend).__version__}"
     key = hashlib.sha256(f"{digest} by duskfuse {__version__}, {backend}".encode()).hexdigest()
     return Method(
@@ -132,6 +134,7 @@ def _model(model: str | Path, name: str, seen: Mapping[str, SeenSources]) -> Met
         origin=str(model),
         sha256=digest,
         findings=_of_other_size(fuser, seen),
+        fuser=fuser,
     )
 
 
@@ -151,8 +154,8 @@ def _model_names(models: Sequence[str | Path]) -> list[str]:
     ]
 
 
-def _sha256(model: str | Path) -> str:
-    """Of a model's file; of an ONNX file with its weights beside it, of all of them."""
+def model_sha256(model: str | Path) -> str:
+    """Hash of a model's file; of an ONNX file with its weights beside it, of all of them."""
     path = WEIGHTS / f"{model}.safetensors" if model in list(ModelName) else Path(model)
     digests = [file_sha256(part) for part in (path, *_weights_beside(path))]
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -180,6 +183,10 @@ def _of_other_size(fuser: Fuser, seen: Mapping[str, SeenSources]) -> tuple[Findi
     return (Finding(Oddity.OTHER_SIZE, tuple(others), said),)
 
 
+def fused_luminance(fuser: Fuser, sources: SourcePictures) -> Plane:
+    """A model's luminance of a pair, ``[H, W]`` in [0, 1]."""
+    return fuser.fuse(sources.ir, sources.vis @ np.array([RED, GREEN, BLUE], np.float32))
+
+
 def _fused(fuser: Fuser, sources: SourcePictures) -> Grey:
-    vis_y = sources.vis @ np.array([RED, GREEN, BLUE], np.float32)
-    return to_u8(fuser.fuse(sources.ir, vis_y))
+    return to_u8(fused_luminance(fuser, sources))

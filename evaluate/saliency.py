@@ -62,7 +62,7 @@ def score_saliency(rows: Mapping[str, Mapping[str, Path]], pairs: Sequence[PairF
     Raises:
         InputError: a picture is unreadable, not grey or not 8-bit; pysodmetrics is not installed.
     """
-    library = _library()
+    library = scoring_library()
     found: dict[str, list[MapScores]] = {row: [] for row in rows}
     for pair in track(pairs, "Scoring maps"):
         truth = _truth(pair)
@@ -74,10 +74,11 @@ def score_saliency(rows: Mapping[str, Mapping[str, Path]], pairs: Sequence[PairF
 
 def map_scores(predicted: NDArray[np.uint8], truth: NDArray[np.bool_]) -> MapScores:
     """Score one map ``[H, W]`` against what is salient, ``[H, W]``."""
-    return _map_scores(_library(), predicted, truth)
+    return _map_scores(scoring_library(), predicted, truth)
 
 
-def _library() -> Any:
+def scoring_library() -> Any:
+    """What computes the scores; InputError where it is not installed."""
     try:
         return import_module("py_sod_metrics")
     except ImportError as error:

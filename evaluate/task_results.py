@@ -104,6 +104,8 @@ class TaskScores:
     left_out: tuple[str, ...] = ()
     """Names of pairs without ground truth."""
     split: str | None = None
+    network: Mapping[str, Any] | None = None
+    """What predicted and from which pictures, as plain data; None where predictions were given."""
 
     @cached_property
     def tests(self) -> tuple[PairedTest, ...]:
@@ -128,6 +130,7 @@ class TaskScores:
             "classes": self.classes or None,
             "meaning": self.meaning,
             "libraries": dict(self.libraries),
+            "network": None if self.network is None else dict(self.network),
             "statistics": STATISTICS,
             "measures": {
                 measure.name: {"higher_is_better": measure.higher_is_better, "meaning": measure.meaning}
@@ -157,6 +160,8 @@ class TaskScores:
 
     def _notes(self) -> list[str]:
         notes = []
+        if self.network is not None:
+            notes.append("Predicted by {file} on {runs_on}, input {input}.".format_map(self.network))
         if self.left_out:
             notes.append(f"{len(self.left_out)} pairs without ground truth are left out.")
         absent = self.rows[0].absent

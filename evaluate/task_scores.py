@@ -1,7 +1,7 @@
 """``evaluate --task``: score what a task network predicted from each method's fused pictures.
 
-Networks run elsewhere, each in its own framework; what they wrote is scored here by one code for all methods, with the
-pairs' own labels, boxes or saliency maps as ground truth.
+The networks ran elsewhere, each in its own framework, or here (`network_scores`); what they wrote is scored by one code
+for all methods, with the pairs' own labels, boxes or saliency maps as ground truth.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from duskfuse.data.atomic import write_atomically
 from duskfuse.data.class_conventions import convention_for
@@ -51,22 +51,45 @@ def task_scores(
         InputError: the data have no ground truth for the task, predictions are missing, superfluous, malformed or of
             another size, no such convention, files are there already, the library of the task is not installed.
     """
-    check_free(out, _files(task), overwrite)
+    check_free(out, task_files(task), overwrite)
     if not predictions:
-        raise InputError(f"--task {task} without predictions", remedy="say --predictions NAME=FOLDER, once per method")
-    if task is Task.SALIENCY and classes is not None:
-        raise InputError(f"--classes {classes}", rule="saliency has no classes", remedy="leave it away")
-    pairs = find_pairs(data, split=split)
-    truth = {pair.name: path for pair in pairs if (path := _truth_file(task, pair)) is not None}
-    scored = [pair for pair in pairs if pair.name in truth]
-    if not scored:
         raise InputError(
-            f"{data}: none of {len(pairs)} pairs has {_TRUTH[task]}",
-            rule=f"{task} is scored against them",
-            remedy=f"add {_TRUTH[task]} to the dataset; docs/datasets.md says where they lie",
+            f"--task {task} without predictions",
+            remedy="say --predictions NAME=FOLDER, once per method, or --network FILE",
         )
+    check_classes(task, classes)
+    pairs = find_pairs(data, split=split)
+    return score_predictions(
+        data,
+        task=task,
+        predictions=predictions,
+        pairs=pairs,
+        scored=with_truth(task, pairs, data),
+        out=out,
+        classes=classes,
+        split=split,
+    )
+
+
+def score_predictions(
+    data: Path,
+    *,
+    task: Task,
+    predictions: Mapping[str, Path],
+    pairs: Sequence[PairFiles],
+    scored: Sequence[PairFiles],
+    out: Path,
+    classes: str | None,
+    split: str | None,
+    network: Mapping[str, Any] | None = None,
+) -> TaskScores:
+    """Score predictions on the pairs ``scored``, which have ground truth, and write the files; see `task_scores`.
+
+    ``network`` says what predicted, where it ran here.
+    """
     scorers = {Task.SEGMENTATION: _segmentation, Task.DETECTION: _detection, Task.SALIENCY: _saliency}
     scores = scorers[task](predictions, pairs, scored, classes)
+    truth = {pair.name: path for pair in scored if (path := _truth_file(task, pair)) is not None}
     found = TaskScores(
         task=task,
         data=data.resolve().name,
@@ -81,9 +104,33 @@ def task_scores(
         truth_sha256=files_sha256(truth),
         left_out=tuple(pair.name for pair in pairs if pair.name not in truth),
         split=split,
+        network=network,
     )
     _write(found)
     return found
+
+
+def with_truth(task: Task, pairs: Sequence[PairFiles], data: Path) -> list[PairFiles]:
+    """The pairs that have ground truth for the task; InputError where none has."""
+    scored = [pair for pair in pairs if _truth_file(task, pair) is not None]
+    if not scored:
+        raise InputError(
+            f"{data}: none of {len(pairs)} pairs has {_TRUTH[task]}",
+            rule=f"{task} is scored against them",
+            remedy=f"add {_TRUTH[task]} to the dataset; docs/datasets.md says where they lie",
+        )
+    return scored
+
+
+def check_classes(task: Task, classes: str | None) -> None:
+    """Raise InputError where a task without classes is given some."""
+    if task is Task.SALIENCY and classes is not None:
+        raise InputError(f"--classes {classes}", rule="saliency has no classes", remedy="leave it away")
+
+
+def task_files(task: Task) -> tuple[str, str, str]:
+    """What scoring a task writes."""
+    return f"{task}.json", f"{task}.csv", f"{task}_per_image.csv"
 
 
 class _Scored(NamedTuple):
@@ -169,12 +216,8 @@ def _hashed(rows: Sequence[MethodScores], files: Mapping[str, Mapping[str, Path]
     return tuple(replace(row, sha256=files_sha256(files[row.name])) for row in rows)
 
 
-def _files(task: Task) -> tuple[str, str, str]:
-    return f"{task}.json", f"{task}.csv", f"{task}_per_image.csv"
-
-
 def _write(found: TaskScores) -> None:
-    as_json, as_csv, per_image = _files(found.task)
+    as_json, as_csv, per_image = task_files(found.task)
     if found.image_measures:
         write_atomically(found.out / per_image, _per_image_csv(found))
     write_atomically(found.out / as_csv, _csv(found))

@@ -334,11 +334,23 @@ def evaluate_command(
     workers: Workers = None,
     task: Annotated[
         str | None,
-        typer.Option(help="Score predictions instead: segmentation, detection or saliency.", show_default=False),
+        typer.Option(help="Score a task instead: segmentation, detection or saliency.", show_default=False),
     ] = None,
     predictions: Annotated[
         list[str] | None,
         typer.Option(help="With --task: NAME=FOLDER of predictions; repeatable.", show_default=False),
+    ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --task: ONNX file, or segmenter, to run on the pictures of all rows.", show_default=False
+        ),
+    ] = None,
+    network_input: Annotated[
+        str | None,
+        typer.Option(
+            help="Values of its input, where the file does not say: unit (0 to 1), or imagenet.", show_default=False
+        ),
     ] = None,
     classes: Annotated[
         str | None,
@@ -364,6 +376,7 @@ def evaluate_command(
             given |= {"--mode": mode != "definition", "--metrics": metrics != "default", "--on-bad": on_bad != "error"}
             given |= {"--predictions": predictions, "--classes": classes, "--video": robust and video}
             given |= {"--task": task, "--lpips-weights": lpips_weights}
+            given |= {"--network": network, "--network-input": network_input}
             _check_given(given, robust, video)
         if robust:
             from duskfuse.evaluate.evaluate import metrics_named
@@ -398,8 +411,33 @@ def evaluate_command(
             )
             _show(stability.to_json(), as_json, [video_table(stability)])
             return
-        changed = (metrics, mode, on_bad, lpips_weights) != ("default", "definition", "error", None)
-        _check_task(task, [predictions, classes], [model, fused, reference, reading, workers, changed])
+        of_metrics = [reference, workers, lpips_weights, (metrics, mode) != ("default", "definition")]
+        of_pictures = [model, fused, reading, on_bad != "error", network_input]
+        _check_task(task, network, [predictions, classes, network_input], of_metrics, of_pictures, predictions)
+        if task is not None and network is not None:
+            from duskfuse.evaluate.evaluate import OnBad
+            from duskfuse.evaluate.network_scores import network_scores
+            from duskfuse.evaluate.task_predictors import NetworkInput
+            from duskfuse.evaluate.task_results import Task
+
+            found = network_scores(
+                data,
+                task=_choice(Task, task, "--task"),
+                network=network,
+                model=model or (),
+                fused=_named_folders(fused or []),
+                network_input=(
+                    None if network_input is None else _choice(NetworkInput, network_input, "--network-input")
+                ),
+                classes=classes,
+                split=split,
+                reading=reading,
+                on_bad=_choice(OnBad, on_bad, "--on-bad"),
+                out=out,
+                overwrite=overwrite,
+            )
+            _show(found.to_json(), as_json, found.tables())
+            return
         if task is not None:
             from duskfuse.evaluate.task_results import Task
             from duskfuse.evaluate.task_scores import task_scores
@@ -658,21 +696,42 @@ def _check_given(given: dict[str, Any], robust: bool, video: bool) -> None:
         )
 
 
-def _check_task(task: str | None, of_task: list[Any], of_metrics: list[Any]) -> None:
+def _check_task(
+    task: str | None,
+    network: Path | None,
+    of_task: list[Any],
+    of_metrics: list[Any],
+    of_pictures: list[Any],
+    predictions: list[str] | None,
+) -> None:
     """Refuse options that would change nothing."""
     from duskfuse.data.errors import InputError
 
-    if task is None and any(of_task):
-        raise InputError(
-            "--predictions or --classes without --task",
-            rule="they belong to a task",
-            remedy="say --task segmentation, detection or saliency",
-        )
-    if task is not None and any(of_metrics):
+    if task is None:
+        if any(of_task) or network is not None:
+            raise InputError(
+                "--predictions, --network or --classes without --task",
+                rule="they belong to a task",
+                remedy="say --task segmentation, detection or saliency",
+            )
+        return
+    if any(of_metrics):
         raise InputError(
             f"--task {task} with an option of the fusion metrics",
-            rule="with --task only --predictions, --classes, --split, --out, --overwrite and --json count",
-            remedy="score predictions and fused pictures with two commands",
+            rule="a task is not scored by --metrics, --mode, --reference or --workers",
+            remedy="score the task and the fusion metrics with two commands",
+        )
+    if network is None and any(of_pictures):
+        raise InputError(
+            f"--task {task} with an option of the pictures, and no network to look at them",
+            rule="without --network only --predictions, --classes, --split, --out, --overwrite and --json count",
+            remedy="say --network FILE to run a task network on the pictures, or leave the option away",
+        )
+    if network is not None and predictions:
+        raise InputError(
+            "--network with --predictions",
+            rule="a network's predictions are made here",
+            remedy="score given predictions with a command of their own",
         )
 
 
