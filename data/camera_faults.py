@@ -48,6 +48,42 @@ def add_noise(vis: Picture, rng: np.random.Generator, *, photons: float, deviati
     return counted + rng.normal(0, deviation, vis.shape)
 
 
+def add_normal_noise(
+    picture: Picture, rng: np.random.Generator, *, photons: float, deviation: float
+) -> NDArray[np.floating]:
+    """`add_noise` in its normal approximation, with one draw per value of variance v / photons + deviation².
+
+    Several times as fast; like it in mean and variance, and in shape as soon as a few photons are counted.
+    """
+    spread = np.sqrt(picture * np.float32(1 / photons) + np.float32(deviation**2))
+    return np.asarray(picture + spread * rng.standard_normal(picture.shape, dtype=np.float32))
+
+
+def darken_quickly(vis: Picture, rng: np.random.Generator, *, exposure: float, photons: float) -> NDArray[np.floating]:
+    """`darken` with the photons of `add_normal_noise`."""
+    light = np.asarray(_decode(vis) * np.float32(exposure), np.float32)
+    return _encode(np.maximum(add_normal_noise(light, rng, photons=photons, deviation=0), 0))
+
+
+def add_glare(vis: Picture, rng: np.random.Generator, *, light: float, radius: float) -> NDArray[np.floating]:
+    """A lamp shines into the lens: a round Gaussian of white light somewhere in the picture; beyond white is lost.
+
+    Args:
+        vis: visible RGB.
+        rng: of the place.
+        light: added in the middle, where white is 1.
+        radius: standard deviation in parts of the longer side.
+    """
+    height, width = vis.shape[:2]
+    spread = radius * max(height, width)
+    rows, columns = (
+        np.exp(-((np.arange(side, dtype=np.float32) - rng.uniform(0, side)) ** 2) / (2 * spread**2))
+        for side in (height, width)
+    )
+    veil = (light * rows[:, None] * columns)[..., None].astype(np.float32)
+    return _encode(np.minimum(_decode(vis) + veil, 1))
+
+
 def add_haze(vis: Picture, _: np.random.Generator, *, density: float) -> NDArray[np.floating]:
     """Koschmieder's law, I = J t + A (1 − t) with t = exp(−density · d), in linear light.
 

@@ -11,13 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GeometricDraw:
-    """A crop box in the source picture and a horizontal flip, applied in this order."""
+    """A crop box in the source picture, a horizontal flip and a new size, applied in this order."""
 
     top: int
     left: int
     height: int
     width: int
     flip: bool
+    size: tuple[int, int] | None = None
+    """(height, width) to which the box is resized; None leaves it as it is."""
 
     @property
     def window(self) -> tuple[int, int, int, int]:
@@ -29,26 +31,58 @@ class GeometricDraw:
         return replace(self, top=self.top + rows, left=self.left + columns)
 
     def crop(self, tensor: Tensor) -> Tensor:
-        """Cut the box out of ``[..., H, W]`` and flip it; works for any dtype."""
+        """Cut the box out of ``[..., H, W]``, flip and resize it; works for any dtype, see `resized`."""
         box = tensor[..., self.top : self.top + self.height, self.left : self.left + self.width]
         return self.orient(box)
 
     def orient(self, box: Tensor) -> Tensor:
-        """Flip a tensor that was already cut to the box."""
-        return box.flip(-1) if self.flip else box
+        """Flip and resize a tensor that was already cut to the box."""
+        box = box.flip(-1) if self.flip else box
+        return box if self.size is None else resized(box, self.size)
+
+
+def resized(tensor: Tensor, size: tuple[int, int]) -> Tensor:
+    """``[..., H, W]`` in another (height, width): pictures (floats) bilinearly, masks and labels by nearest neighbour.
+
+    Pixels are areas, whose centres lie at whole numbers plus one half. A picture that shrinks is averaged, so that
+    nothing aliases, and no value leaves the range of the picture.
+    """
+    height, width = tensor.shape[-2:]
+    if tensor.is_floating_point():
+        planes = tensor.reshape(1, -1, height, width)
+        planes = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)
+        return planes.clamp(tensor.min(), tensor.max()).reshape(*tensor.shape[:-2], *size)
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * (old / new)).long() for new, old in zip(size, (height, width), strict=True)
+    )
+    return tensor[..., rows[:, None], columns]
 
 
 def draw_crop(
-    size: tuple[int, int], crop: tuple[int, int], generator: torch.Generator, *, flip: float = 0.5
+    size: tuple[int, int],
+    crop: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    flip: float = 0.5,
+    zoom: tuple[float, float] = (1.0, 1.0),
 ) -> GeometricDraw:
     """Draw a box of at most ``crop`` (height, width) in a picture of ``size``, and a flip with probability ``flip``.
 
-    Where the picture is smaller than the crop, the box is the whole side; ``pad_to`` then fills it up.
+    Where the picture is smaller than the crop, the box is the whole side; ``pad_to`` then fills it up. With a ``zoom``
+    other than (1, 1) the sides of the box are a drawn multiple of the crop's, at most what fits the picture, and the
+    box is resized to the crop. The multiple is as likely to lie in [a, 2a] as in [b, 2b].
     """
-    height, width = min(size[0], crop[0]), min(size[1], crop[1])
+    box, resize = crop, zoom != (1.0, 1.0)
+    if resize:
+        low, high = zoom
+        drawn = low * (high / low) ** float(torch.rand((), generator=generator))
+        factor = min(drawn, size[0] / crop[0], size[1] / crop[1])
+        box = max(round(factor * crop[0]), 1), max(round(factor * crop[1]), 1)
+    height, width = min(size[0], box[0]), min(size[1], box[1])
     top = int(torch.randint(size[0] - height + 1, (), generator=generator))
     left = int(torch.randint(size[1] - width + 1, (), generator=generator))
-    return GeometricDraw(top, left, height, width, bool(torch.rand((), generator=generator) < flip))
+    flipped = bool(torch.rand((), generator=generator) < flip)
+    return GeometricDraw(top, left, height, width, flipped, crop if resize else None)
 
 
 def pad_to(tensor: Tensor, crop: tuple[int, int]) -> Tensor:

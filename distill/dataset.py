@@ -2,9 +2,9 @@
 
 Where the teacher shows a part of the pair only, the draw stays within that part.
 
-Sample ``i`` of a run depends on the seed and ``i`` alone: which pair, which crop, which flip, which masks, and for the
-denoiser which noise at which timestep. So a resumed run sees exactly the batches that the uninterrupted one would have
-seen, with any number of workers.
+Sample ``i`` of a run depends on the seed and ``i`` alone: which pair, which crop, which flip, which masks, how it is
+varied, and for the denoiser which noise at which timestep. So a resumed run sees exactly the batches that the
+uninterrupted one would have seen, with any number of workers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from duskfuse.data.pair_files import PairFiles, read_pair
 from duskfuse.data.priors.cache import PriorStore, pair_key
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.reading import AS_STORED
+from duskfuse.distill.augmentation import augmented
 from duskfuse.distill.context import Batch
 from duskfuse.distill.processes import ALONE, Processes
 from duskfuse.distill.recipe import DataConfig
@@ -94,6 +95,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         if teacher is not None:
             top, left, _, _ = teacher.crop
             sample["teacher_y"] = self._cut(torch.from_numpy(teacher.y)[None], draw.shifted(-top, -left))
+        sample = augmented(sample, self._config.augment, lambda kind: np.random.default_rng([self._seed, number, kind]))
         if self._noise:
             generator = torch.Generator().manual_seed(_mix(self._seed, number, 3))
             sample["timestep"] = torch.randint(TRAINED_STEPS, (), generator=generator)
@@ -103,7 +105,9 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
     def _draw(self, pair: Pair, teacher: LoadedTeacher | None, generator: torch.Generator) -> GeometricDraw:
         """A random box within what the teacher shows, or within the whole pair."""
         top, left, height, width = (0, 0, *pair.size) if teacher is None else teacher.crop
-        draw = draw_crop((height, width), self._config.crop, generator, flip=self._config.flip)
+        draw = draw_crop(
+            (height, width), self._config.crop, generator, flip=self._config.flip, zoom=self._config.augment.zoom
+        )
         return draw.shifted(top, left)
 
     def _decoded(self, position: int) -> _Decoded:

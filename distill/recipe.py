@@ -178,6 +178,92 @@ class OptimiserConfig(_Plain):
         return self
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+
+CACHED_JITTER = 0.1
+"""Most jitter beside cached teacher pictures, which cannot follow it."""
+
+
+class InfraredFaults(_Plain):
+    """Faults of the infrared camera, in what the student is given alone; each strength is drawn from 0 to its value."""
+
+    p: Probability = 0
+    """Probability that the infrared of a sample has them, all together."""
+    noise: Strength = 0.02
+    """Standard deviation of Gaussian noise in every pixel."""
+    stripes: Strength = 0.04
+    """Standard deviation of the offsets of columns, or as often of rows: fixed-pattern noise."""
+    gain: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Values are multiplied by 1 − gain to 1 + gain."""
+    offset: Strength = 0.1
+    """Values are moved by −offset to offset."""
+
+
+class VisibleFaults(_Plain):
+    """Faults of the visible camera, in what the student is given alone.
+
+    A sample has one of those whose strength is not 0, each as often, and between nothing and the strength.
+    """
+
+    p: Probability = 0
+    """Probability that the visible picture of a sample has one."""
+    noise: Strength = 0.09
+    """Standard deviation of the electronics' noise; that of the photons at white is twice as much."""
+    darkness: Strength = 5
+    """Stops of light lost: half of it with every stop, with the noise of the photons that are left."""
+    exposure: Strength = 2
+    """Stops of light too much; what is beyond white is lost."""
+    glare: Strength = 3
+    """Light of a lamp in the lens, where white is 1."""
+    haze: Strength = 2
+    """Density of haze, see `duskfuse.data.camera_faults.add_haze`."""
+
+
+class Misalignment(_Plain):
+    """The infrared that the student is given lies wrong; what it is compared with stays on the grid of the visible."""
+
+    p: Probability = 0
+    """Probability that the infrared of a sample is moved; all the movements below are drawn together."""
+    rotation: Strength = 1.5
+    """Degrees, to either side."""
+    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.02
+    """Smaller or larger by at most this part."""
+    shift: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """At most this part of the crop's height down or up, and of its width to the sides."""
+    shift_pixels: Strength | None = None
+    """At most so many pixels in each direction, instead of ``shift``."""
+    shear: Annotated[float, Field(ge=0, lt=45)] = 1.0
+    """Degrees, to either side."""
+    elastic: Strength = 1.0
+    """Pixels by which points 64 pixels apart are moved independently, at most; smooth in between."""
+
+
+class AugmentConfig(_Plain):
+    """How samples are varied beyond crop and flip. Everything is off by default and drawn once per sample."""
+
+    zoom: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
+    """Range of the sides of the box that is cut out, in sides of the crop to which it is resized: [0.6, 1] shows up to
+    1.67 times enlarged pictures. Moves all pictures, masks and labels of a sample together."""
+    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0
+    """Brightness, contrast, gamma and colour balance of the visible picture vary by up to this part. All that sees the
+    visible picture, or is compared with it, takes part; beside cached teacher pictures, which cannot, the student alone
+    is given the varied picture, and at most 0.1 is allowed."""
+    infrared: InfraredFaults = InfraredFaults()
+    visible: VisibleFaults = VisibleFaults()
+    misalignment: Misalignment = Misalignment()
+    dropout: Probability = 0
+    """Probability that one camera, either as often, gives the student a dead picture: black, one grey, or noise. The
+    living picture then takes the place of the dead one and of a cached teacher picture, and there are no masks: the
+    other camera is all that the student can be asked for."""
+
+    @model_validator(mode="after")
+    def _zoom_is_a_range(self) -> AugmentConfig:
+        if self.zoom[0] > self.zoom[1]:
+            raise ValueError(f"zoom {list(self.zoom)} is no range: the smaller number comes first")
+        return self
+
+
 class DataConfig(_Plain):
     """How samples are cut from the pairs."""
 
@@ -195,6 +281,8 @@ class DataConfig(_Plain):
     workers: Annotated[int, Field(ge=0)] = 2
     brightness: Brightness = Brightness.MATCH
     """What is done about the brightness of cached teacher pictures that are not known to be fused luminance."""
+    augment: AugmentConfig = AugmentConfig()
+    """How samples are varied beyond crop and flip."""
 
 
 class StudentConfig(_Plain):
@@ -283,6 +371,16 @@ class Recipe(_Plain):
         by_rule = self.diffusion.target is DenoiserTarget.PSEUDO_LABEL and FusionField.DENOISER_TARGET in fields
         if by_rule and FusionField.TEACHER_CACHED in fields:
             raise ValueError("terms look at cached teacher pictures: the denoiser's target is then cached, too")
+        return self
+
+    @model_validator(mode="after")
+    def _targets_follow_the_jitter(self) -> Recipe:
+        jitter = self.data.augment.jitter
+        if self.needs_teacher_pictures and jitter > CACHED_JITTER:
+            raise ValueError(
+                f"data.augment.jitter {jitter:g} beside cached teacher pictures, which do not follow it: "
+                f"use at most {CACHED_JITTER:g}"
+            )
         return self
 
     @property

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from duskfuse.data.geometry import draw_crop, pad_reflected, pad_to
+from duskfuse.data.geometry import draw_crop, pad_reflected, pad_to, resized
 
 
 def coordinates(height: int, width: int) -> torch.Tensor:
@@ -26,6 +26,55 @@ def test_every_tensor_carries_identical_coordinates() -> None:
         assert torch.equal(mask, cut[1])
         flips.add(draw.flip)
     assert flips == {True, False}
+
+
+@pytest.mark.parametrize("zoom", [(0.5, 0.9), (1.0, 1.6), (0.3, 8.0)])
+def test_a_zoomed_box_carries_every_tensor_to_the_same_place(zoom: tuple[float, float]) -> None:
+    """Pictures hold the coordinates of the pixel centres of the crop in the source; masks and labels the nearest."""
+    image, seen = coordinates(40, 50), set()
+    for seed in range(40):
+        draw = draw_crop((40, 50), (16, 24), torch.Generator().manual_seed(seed), zoom=zoom)
+        seen.add(draw.height)
+        assert zoom[0] * 16 - 0.5 <= draw.height <= min(zoom[1] * 16 + 0.5, 40)
+        assert abs(draw.height / 16 - draw.width / 24) <= 0.5 / 16 + 0.5 / 24
+        rows = draw.top + (torch.arange(16) + 0.5) * draw.height / 16 - 0.5
+        columns = draw.left + (torch.arange(24) + 0.5) * draw.width / 24 - 0.5
+        columns = columns.flip(0) if draw.flip else columns
+        expected = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+        cut, label = draw.crop(image.float()), draw.crop(image)
+        assert cut.shape == label.shape == (2, 16, 24)
+        # The border has no neighbours outside the box; the sampled triangle of an average is not quite symmetric.
+        inner = (slice(None), slice(2, -2), slice(2, -2))
+        tolerance = 1e-4 if draw.height <= 16 else 0.1
+        torch.testing.assert_close(cut[inner], expected[inner], atol=tolerance, rtol=0)
+        assert float((label - expected).abs().max()) <= 0.5 + 1e-4
+        mask = draw.orient((image[1] % 2 == 0)[draw.top :, draw.left :][: draw.height, : draw.width])
+        assert torch.equal(mask, label[1] % 2 == 0)
+        assert set(label[0].unique().tolist()) <= set(range(draw.top, draw.top + draw.height))
+    assert len(seen) > 3
+
+
+def test_no_zoom_draws_what_it_always_drew() -> None:
+    plain, ones = (draw_crop((40, 50), (16, 24), torch.Generator().manual_seed(3), **o) for o in ({}, {"zoom": (1, 1)}))
+    assert plain == ones
+    assert plain.size is None
+
+
+def test_a_zoomed_picture_smaller_than_the_crop_fills_it() -> None:
+    draw = draw_crop((10, 12), (16, 24), torch.Generator().manual_seed(0), zoom=(1.0, 2.0))
+    assert draw.crop(torch.rand(3, 10, 12)).shape == (3, 16, 24)
+    assert (draw.height, draw.width) == (8, 12)
+
+
+def test_resizing_keeps_the_range_and_any_rank() -> None:
+    ones = torch.ones(2, 3, 17, 19)
+    assert resized(ones, (31, 8)).shape == (2, 3, 31, 8)
+    assert torch.equal(resized(ones, (31, 8)), torch.ones(2, 3, 31, 8))
+    labels = torch.tensor([[0, 255]])
+    assert resized(labels, (2, 4)).tolist() == [[0, 0, 255, 255]] * 2
+    assert resized(labels > 0, (1, 2)).dtype is torch.bool
+    shrunk = resized(torch.arange(64.0).view(8, 8) % 2, (2, 2))
+    torch.testing.assert_close(shrunk, torch.full((2, 2), 0.5), atol=0.05, rtol=0)
 
 
 def test_the_same_seed_draws_the_same_box() -> None:
