@@ -9,6 +9,8 @@ uninterrupted one would have seen, with any number of workers.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -72,6 +74,11 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         reading = self.pairs[0].reading
         read_as = "" if reading == AS_STORED else f", infrared read as {reading.canonical()}"
         return f"{len(self.pairs)} pairs of the folder {folder}{teacher}{read_as}"
+
+    def digest(self) -> str:
+        """Names everything that samples are made of besides the recipe: the pairs in their order, and the priors."""
+        stores = [store.folder.name for store in (self._masks, self._teacher and self._teacher.store) if store]
+        return hashlib.sha256(json.dumps([self._keys, stores]).encode()).hexdigest()
 
     def position(self, number: int) -> int:
         """Which pair sample ``number`` shows: every epoch is a fresh permutation of all pairs."""

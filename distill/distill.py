@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,21 +16,20 @@ from torch import nn
 from duskfuse import __version__
 from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import Colour
-from duskfuse.data.images import write_picture
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles
 from duskfuse.data.priors.cache import PriorStore
 from duskfuse.data.priors.cache_masks import open_masks
 from duskfuse.data.priors.sources import MaskSourceName
-from duskfuse.data.progress import say, track
+from duskfuse.data.progress import say, set_quiet
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard, load_weights, read_card, save_weights
-from duskfuse.distill.context import Batch
-from duskfuse.distill.dataset import TrainingPairs, load_batches
-from duskfuse.distill.engine import Engine, StepResult, needed_owners
-from duskfuse.distill.preview import preview_batch, sample_grid
+from duskfuse.distill.dataset import TrainingPairs
+from duskfuse.distill.engine import Engine, needed_owners
+from duskfuse.distill.processes import ALONE, Processes, joined_processes, training_device
 from duskfuse.distill.recipe import EncoderName, FusionField, Owner, Recipe, TermName, load_recipe
-from duskfuse.distill.run_folder import MetricsLog, RunFolder
+from duskfuse.distill.run_folder import RunFolder
+from duskfuse.distill.training_loop import continue_run, train
 from duskfuse.students.zoo import build_student
 from duskfuse.tasks.encoders import FeatureEncoder, filter_encoder, sam_encoder, squeezenet_encoder
 from duskfuse.teachers import denoiser, main_network
@@ -49,6 +50,10 @@ class DistillReport:
     seconds: float
     seconds_per_batch: dict[str, float]
     """Median seconds of one update, per step of the recipe, data loading included."""
+    waiting_share: float
+    """Part of the training time that went by waiting for data."""
+    peak_memory_mib: float | None
+    """Most memory in use: of the GPU where there is one, else of this process; None where the system does not say."""
     final_loss: dict[str, float]
     """Mean loss of each step over its last 50 updates."""
     weights: dict[str, str]
@@ -80,31 +85,40 @@ def distill(
 
     ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start
     from; ``masks`` and ``teacher`` name which cached priors to use where there are several; ``reading`` is how the
-    infrared pictures are read, or a file that says it, by default the dataset's ``duskfuse.yaml``. Raises
-    ``InputError`` for input that cannot be used and ``TrainingError`` when a term stops being finite.
+    infrared pictures are read, or a file that says it, by default the dataset's ``duskfuse.yaml``. Processes that
+    torchrun starts share every batch. Raises ``InputError`` for input that cannot be used and ``TrainingError`` when a
+    term stops being finite or memory does not suffice.
     """
-    resolved = _with_encoder(load_recipe(recipe, changes), encoder, encoder_weights)
-    pairs = find_pairs(data, split=split, reading=reading)
-    dataset = _open_dataset(pairs, resolved, cache, masks, teacher)
-    torch.manual_seed(resolved.seed)
-    engine = _build_engine(resolved, init)
-    folder = RunFolder(out)
-    folder.prepare(resolved, resume=resume, overwrite=overwrite)
-    first = _resume(engine, folder) if resume else 0
-    started = time.monotonic()
-    _train(engine, dataset, folder, first)
-    weights = _export_weights(engine, folder, dataset.described(data.resolve().name))
-    return _report(resolved, folder, len(dataset.pairs), time.monotonic() - started, weights)
+    resolved = with_encoder(load_recipe(recipe, changes), encoder, encoder_weights)
+    with joined_processes() as processes:
+        processes.check(resolved.data)
+        if not processes.first:
+            set_quiet(True)
+        pairs = find_pairs(data, split=split, reading=reading)
+        dataset = open_dataset(pairs, resolved, cache, masks, teacher)
+        engine = build_engine(resolved, init, processes)
+        folder = RunFolder(out)
+        if processes.first:
+            folder.prepare(resolved, resume=resume, overwrite=overwrite)
+        processes.wait()
+        first = continue_run(engine, dataset, folder) if resume else 0
+        started = time.monotonic()
+        train(engine, dataset, folder, first)
+        if processes.first:
+            _export_weights(engine, folder, dataset.described(data.resolve().name))
+        processes.wait()
+    return _report(engine, folder, len(dataset.pairs), time.monotonic() - started)
 
 
-def _with_encoder(recipe: Recipe, name: EncoderName | None, weights: Path | None) -> Recipe:
+def with_encoder(recipe: Recipe, name: EncoderName | None, weights: Path | None) -> Recipe:
+    """The recipe with another feature encoder, where one is given."""
     if name is None and weights is None:
         return recipe
     config = recipe.encoder.model_copy(update={"name": name or recipe.encoder.name, "weights": weights})
     return recipe.model_copy(update={"encoder": config})
 
 
-def _open_dataset(
+def open_dataset(
     pairs: list[PairFiles], recipe: Recipe, cache: Path | None, masks: MaskSourceName | None, teacher: str | None
 ) -> TrainingPairs:
     """Find the cached priors that the recipe needs, before anything else is done."""
@@ -119,7 +133,9 @@ def _open_dataset(
     return TrainingPairs(pairs, recipe.data, recipe.seed, masks=mask_store, teacher=teacher_images, noise=noise)
 
 
-def _build_engine(recipe: Recipe, init: Sequence[Path]) -> Engine:
+def build_engine(recipe: Recipe, init: Sequence[Path], processes: Processes = ALONE) -> Engine:
+    """Networks of the recipe with the weights of ``init``, on the training device."""
+    torch.manual_seed(recipe.seed)
     owners = needed_owners(recipe)
     networks: dict[Owner, nn.Module] = {}
     if Owner.TEACHER in owners:
@@ -133,7 +149,7 @@ def _build_engine(recipe: Recipe, init: Sequence[Path]) -> Engine:
     for path in init:
         _initialise(networks, architectures(recipe), path)
     encoder = _build_encoder(recipe) if TermName.CONTRASTIVE in recipe.terms_used() else None
-    return Engine(recipe, networks, encoder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Engine(recipe, networks, encoder, training_device(), processes)
 
 
 def architectures(recipe: Recipe) -> dict[Owner, str]:
@@ -171,62 +187,21 @@ def _build_encoder(recipe: Recipe) -> FeatureEncoder:
     return filter_encoder()
 
 
-def _resume(engine: Engine, folder: RunFolder) -> int:
-    state = folder.load()
-    engine.load_state_dict(state["engine"])
-    first = int(state["next_batch"])
-    folder.trim_metrics(first)
-    say(f"resuming {folder.out} at batch {first}")
-    return first
+def _trained(engine: Engine) -> list[Owner]:
+    return [owner for owner in engine.optimisers if engine.steps_total[owner]]
 
 
-def _train(engine: Engine, dataset: TrainingPairs, folder: RunFolder, first: int) -> None:
-    """Give every remaining batch to its step; Ctrl-C leaves a checkpoint to resume from."""
-    recipe, log, done = engine.recipe, MetricsLog(folder), first
-    batches = load_batches(dataset, recipe.data, first, recipe.total_batches)
-    clock = time.monotonic()
-    try:
-        for batch in track(batches, f"distill {recipe.name}", total=recipe.total_batches - first):
-            _announce(recipe, done, first)
-            result = engine.step(done, batch)
-            done += 1
-            log.write(result, time.monotonic() - clock)
-            if done % recipe.sample_every == 0 or done == recipe.total_batches:
-                _write_samples(engine, batch, result, folder, log)
-            if done % recipe.save_every == 0 or done == recipe.total_batches:
-                _save(engine, folder, done)
-            clock = time.monotonic()
-    except KeyboardInterrupt:
-        _save(engine, folder, done)
-        say(f"stopped at batch {done}; go on with --resume")
-        raise
-    finally:
-        log.close()
+def _weights_file(folder: RunFolder, owner: Owner) -> Path:
+    return folder.out / f"{owner.value}.safetensors"
 
 
-def _announce(recipe: Recipe, batch: int, first: int) -> None:
-    phase, _ = recipe.step_at(batch)
-    if batch == first or recipe.step_at(batch - 1)[0] != phase:
-        say(f"phase {phase} from batch {batch} of {recipe.total_batches}")
-
-
-def _save(engine: Engine, folder: RunFolder, next_batch: int) -> None:
-    folder.save({"engine": engine.state_dict(), "next_batch": next_batch})
-
-
-def _write_samples(engine: Engine, batch: Batch, result: StepResult, folder: RunFolder, log: MetricsLog) -> None:
-    grid = sample_grid(engine.preview(preview_batch(batch)))
-    write_picture(folder.samples / f"{result.batch + 1:07d}.png", grid)
-    log.picture("samples", grid, result.batch)
-
-
-def _export_weights(engine: Engine, folder: RunFolder, trained_on: str) -> dict[str, str]:
+def _export_weights(engine: Engine, folder: RunFolder, trained_on: str) -> None:
     """Write each trained network as safetensors with its card."""
-    written = {}
-    for owner in engine.optimisers:
-        if not engine.steps_total[owner]:
-            continue
+    for owner in _trained(engine):
         network = engine.shown(owner)
+        averaged = (
+            f", weights averaged with decay {engine.recipe.optimisers[owner].ema}" if owner in engine.averages else ""
+        )
         card = ModelCard(
             architecture=architectures(engine.recipe)[owner],
             settings=dict(network.settings),  # type: ignore[arg-type]
@@ -235,28 +210,36 @@ def _export_weights(engine: Engine, folder: RunFolder, trained_on: str) -> dict[
             training_data=trained_on,
             licence="Apache-2.0",
             metrics={},
-            notes=f"recipe {engine.recipe.name}, {engine.steps_done[owner]} steps, seed {engine.recipe.seed}",
+            notes=f"recipe {engine.recipe.name}, {engine.steps_done[owner]} steps, seed {engine.recipe.seed}{averaged}",
         )
-        path = folder.out / f"{owner.value}.safetensors"
-        save_weights(path, network, card)
-        written[owner.value] = str(path)
-    return written
+        save_weights(_weights_file(folder, owner), network, card)
 
 
-def _report(recipe: Recipe, folder: RunFolder, pairs: int, seconds: float, weights: dict[str, str]) -> DistillReport:
+def _report(engine: Engine, folder: RunFolder, pairs: int, seconds: float) -> DistillReport:
     records = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     by_step: dict[str, list[dict[str, float]]] = {}
     for record in records:
         by_step.setdefault(record["step"], []).append(record)
-    medians = {step: sorted(r["seconds"] for r in rows)[len(rows) // 2] for step, rows in by_step.items()}
-    losses = {step: sum(r["loss"] for r in rows[-50:]) / len(rows[-50:]) for step, rows in by_step.items()}
     return DistillReport(
         out=str(folder.out),
-        recipe=recipe.name,
+        recipe=engine.recipe.name,
         pairs=pairs,
-        batches=recipe.total_batches,
+        batches=engine.recipe.total_batches,
         seconds=round(seconds, 1),
-        seconds_per_batch=medians,
-        final_loss=losses,
-        weights=weights,
+        seconds_per_batch={step: statistics.median(r["seconds"] for r in rows) for step, rows in by_step.items()},
+        waiting_share=sum(r["waiting_seconds"] for r in records) / sum(r["seconds"] for r in records),
+        peak_memory_mib=_peak_memory_mib(engine.device),
+        final_loss={step: statistics.fmean(r["loss"] for r in rows[-50:]) for step, rows in by_step.items()},
+        weights={owner.value: str(_weights_file(folder, owner)) for owner in _trained(engine)},
     )
+
+
+def _peak_memory_mib(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

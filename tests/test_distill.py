@@ -74,7 +74,9 @@ def finished(dataset: Path, cache: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_a_run_leaves_everything_behind(finished: Path) -> None:
     names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
-    assert {"recipe.yaml", "environment.json", "metrics.jsonl", "checkpoints/last.pt"} <= names
+    assert {"recipe.yaml", "environment.json", "metrics.jsonl"} <= names
+    checkpoints = sorted(name.partition("-")[0] for name in names if name.startswith("checkpoints/"))
+    assert checkpoints == ["checkpoints/0000008", "checkpoints/0000009"]
     assert {"student.safetensors", "teacher.safetensors", "samples/0000005.png", "samples/0000009.png"} <= names
     grid = read_picture(finished / "samples" / "0000009.png")
     assert grid.shape[2] == 3
