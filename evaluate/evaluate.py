@@ -32,6 +32,7 @@ from duskfuse.evaluate.metrics import ALL, DEFAULT_METRICS, METRICS, MetricInfo,
 from duskfuse.evaluate.report_page.embedding import shown_pairs
 from duskfuse.evaluate.report_page.shown_pairs import ShownPairs
 from duskfuse.evaluate.results_files import write_results
+from duskfuse.evaluate.robustness import SWEPT_METRICS, robustness
 from duskfuse.evaluate.score_pairs import arithmetic
 from duskfuse.evaluate.scores import Evaluation, Finding, Oddity
 from duskfuse.evaluate.source_pictures import SeenSources, look_at_sources
@@ -62,6 +63,7 @@ def evaluate(
     on_bad: OnBad = OnBad.ERROR,
     workers: int | None = None,
     overwrite: bool = False,
+    degraded: int | None = None,
 ) -> Evaluation:
     """Score fusion methods on all pairs of a folder; write tables, ``metrics.json`` and ``report.html``.
 
@@ -83,6 +85,8 @@ def evaluate(
         reading: how the infrared pictures are read, or a file that says it; by default the dataset's ``duskfuse.yaml``.
         on_bad: what becomes of a pair with an unusable source or fused picture.
         workers: processes that score; by default one per core, and none beside this one for few pairs.
+        degraded: that many pairs, spread evenly, are also degraded to see how robust the models are, see
+            :func:`duskfuse.evaluate.robustness.robustness`.
         overwrite: start anew in a folder that is not empty: replace the files and forget the scores in it.
 
     Raises:
@@ -134,6 +138,21 @@ def evaluate(
             sha256=_hash_over(wanted),
             arithmetic=computed_by,
         )
+        if degraded is not None:
+            swept = SWEPT_METRICS if metrics == DEFAULT_METRICS else [m.name for m in chosen if not m.needs_weights]
+            found = robustness(
+                data,
+                model=model,
+                out=out,
+                limit=degraded,
+                metrics=swept,
+                split=split,
+                reading=reading,
+                workers=workers,
+                overwrite=overwrite,
+                leave_out=bad,
+            )
+            evaluation = replace(evaluation, robustness=found)
         write_results(evaluation)
         evaluation = replace(evaluation, shown=_shown(evaluation, wanted))
         evaluation_page(evaluation).write(out / "report.html")

@@ -6,7 +6,6 @@ What the page shows is computed here; its script sorts, compares and zooms what 
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from duskfuse import __version__
 from duskfuse.evaluate.report import Html, Page, definitions, paragraph
@@ -15,29 +14,18 @@ from duskfuse.evaluate.report_page.panels import drift, provenance, speed
 from duskfuse.evaluate.report_page.plot import plot
 from duskfuse.evaluate.report_page.summary import summary
 from duskfuse.evaluate.report_page.wording import arrow, counted, listed
+from duskfuse.evaluate.robustness_report import add_robustness
 from duskfuse.evaluate.scores import GREY, Evaluation
-
-if TYPE_CHECKING:
-    from duskfuse.evaluate.robustness import Robustness
-    from duskfuse.evaluate.video import VideoStability
 
 _ASSETS = "duskfuse.evaluate.report_page"
 
 
-def evaluation_page(
-    evaluation: Evaluation, *, robustness: Robustness | None = None, video: VideoStability | None = None
-) -> Page:
-    """The report page of the ``evaluate`` verb, with the sections of other measurements where there are any."""
+def evaluation_page(evaluation: Evaluation) -> Page:
+    """The report page of the ``evaluate`` verb."""
     page = Page(f"Fusion metrics on {evaluation.data}", lead=_lead(evaluation), stamp=stamp_line(evaluation))
     add_evaluation(page, evaluation)
-    if robustness is not None:
-        from duskfuse.evaluate.robustness_report import add_robustness
-
-        add_robustness(page, robustness)
-    if video is not None:
-        from duskfuse.evaluate.video_report import add_video
-
-        add_video(page, video)
+    if evaluation.robustness is not None:
+        add_robustness(page, evaluation.robustness)
     page.section("What the metrics mean", *_meanings(evaluation))
     page.section("How these numbers were made", *provenance(evaluation))
     return page

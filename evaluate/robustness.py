@@ -15,7 +15,7 @@ EN, SD and SF look at the fused picture alone, so noise and stripes *raise* them
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
 from pathlib import Path
@@ -168,6 +168,7 @@ def robustness(
     reading: Reading | Path | None = None,
     workers: int | None = None,
     overwrite: bool = False,
+    leave_out: Collection[str] = (),
 ) -> Robustness:
     """Score models under every degradation and severity; write ``robustness.json``, ``.csv`` and ``.html``.
 
@@ -184,6 +185,7 @@ def robustness(
         reading: how the infrared pictures are read, or a file that says it; by default the dataset's ``duskfuse.yaml``.
         workers: processes that compute metrics; one per core by default.
         overwrite: forget the scores of an earlier sweep.
+        leave_out: names of pairs that are never degraded.
 
     Raises:
         InputError: a picture or model cannot be read, sources differ in size or a model does not take it, an unknown
@@ -197,7 +199,7 @@ def robustness(
         raise InputError(f"{workers} workers", rule="at least one process computes")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", rule="results go to a folder", remedy="name another --out")
-    pairs = find_pairs(data, split=split, reading=reading)
+    pairs = [files for files in find_pairs(data, split=split, reading=reading) if files.name not in leave_out]
     chosen = _spread(pairs, limit)
     seen = {files.name: look_at_sources(files) for files in chosen}
     methods = [*models(model, seen), *(method for method in trivial() if method.name in _TRIVIAL)]

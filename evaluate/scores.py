@@ -9,7 +9,7 @@ from functools import cached_property
 from math import isfinite, isnan, nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duskfuse import __version__
 from duskfuse.evaluate.metrics import DEFAULT, MetricInfo, Mode
@@ -26,6 +26,9 @@ from duskfuse.evaluate.statistics import (
     ranks,
     summarise,
 )
+
+if TYPE_CHECKING:
+    from duskfuse.evaluate.robustness import Robustness
 
 GREY = "8-bit BT.601 luminance by OpenCV's integer conversion; a model's luminance is rounded to 8 bit"
 """What is scored of a picture."""
@@ -151,6 +154,8 @@ class Evaluation:
     """What computed the metrics: hash of their code, versions of its libraries."""
     shown: ShownPairs | None = field(default=None, repr=False)
     """Pictures for the report."""
+    robustness: Robustness | None = field(default=None, repr=False)
+    """How the models do on degraded pairs, where that was asked for."""
 
     @property
     def pairs(self) -> int:
@@ -243,6 +248,7 @@ class Evaluation:
             "report": str(self.out / "report.html"),
             "rows": [self._row_json(row) for row in self.rows],
             "tests": [_test_json(test) for test in self.tests],
+            "robustness": None if self.robustness is None else self.robustness.to_json(),
         }
 
     def stamp(self) -> dict[str, Any]:

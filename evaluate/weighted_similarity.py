@@ -12,6 +12,10 @@ from duskfuse.evaluate.local_moments import LocalMoments, Plane
 YANG_WINDOW, YANG_SIGMA = 7, 1.5
 YANG_ALIKE = 0.75
 _YANG_FLOOR = 2e-16
+_FLAT = 1e-8
+"""Variance below which a window is flat: one grey level at its corner gives 1e-6 at least, rounding up to some 1e-11.
+
+The published programs divide by such rounding: one flat window of a night picture can then outweigh all others."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,9 @@ def yang_moments(picture: Plane) -> LocalMoments | None:
 def yang_similarity(a: LocalMoments, b: LocalMoments) -> Plane:
     """SSIM's map in 7×7 windows, with constants that only keep 0/0 away."""
     luminance = (2 * a.mean * b.mean + _YANG_FLOOR) / (a.mean**2 + b.mean**2 + _YANG_FLOOR)
-    return luminance * (2 * a.covariance(b) + _YANG_FLOOR) / (a.variance + b.variance + _YANG_FLOOR)
+    a_variance, b_variance = _real(a.variance), _real(b.variance)
+    covariance = np.where((a_variance == 0) | (b_variance == 0), 0, a.covariance(b))
+    return luminance * (2 * covariance + _YANG_FLOOR) / (a_variance + b_variance + _YANG_FLOOR)
 
 
 def yang(a: LocalMoments, b: LocalMoments, sources: Plane, similarity_a: Plane, similarity_b: Plane) -> float:
@@ -60,6 +66,10 @@ def yang(a: LocalMoments, b: LocalMoments, sources: Plane, similarity_a: Plane, 
 
 def _share(a: LocalMoments, b: LocalMoments) -> Plane:
     """Share of A in each window: its part of both variances, a half where there is none."""
-    total = a.variance + b.variance
-    flat = total == 0
-    return np.where(flat, 0.5, a.variance / np.where(flat, 1, total))
+    a_variance = _real(a.variance)
+    total = a_variance + _real(b.variance)
+    return np.where(total == 0, 0.5, a_variance / np.where(total == 0, 1, total))
+
+
+def _real(variance: Plane) -> Plane:
+    return np.where(variance < _FLAT, 0, variance)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _PEAK = 255.0
+_FLAT_VARIANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
+"""Under this a window's variance is taken for rounding."""
 _TINY = 1e-12
 """Under a square root, so that its gradient stays finite where an edge vanishes."""
 _SMOOTH, _DIFFERENCE, _FLAT = (1.0, 2.0, 1.0), (-1.0, 0.0, 1.0), (1.0, 1.0, 1.0)
@@ -346,8 +348,14 @@ def _qcv(c: _Comparison) -> Tensor:
 
 
 def _share(a: _Moments, b: _Moments) -> Tensor:
-    total = a.variance + b.variance
-    return torch.where(total == 0, 0.5, a.variance / torch.where(total == 0, 1.0, total))
+    a_variance = _real(a)
+    total = a_variance + _real(b)
+    return torch.where(total == 0, 0.5, a_variance / torch.where(total == 0, 1.0, total))
+
+
+def _real(moments: _Moments) -> Tensor:
+    """Variance without the rounding of flat windows."""
+    return torch.where(moments.variance < _FLAT_VARIANCE[moments.variance.dtype], 0.0, moments.variance)
 
 
 def _weighted(a: _Moments, b: _Moments, of_a: Tensor, of_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -368,7 +376,9 @@ def _qe(c: _Comparison) -> Tensor:
 
 def _yang_map(a: _Moments, b: _Moments) -> Tensor:
     luminance = (2 * a.mean * b.mean + 2e-16) / (a.mean**2 + b.mean**2 + 2e-16)
-    return luminance * (2 * a.covariance(b) + 2e-16) / (a.variance + b.variance + 2e-16)
+    a_variance, b_variance = _real(a), _real(b)
+    covariance = torch.where((a_variance == 0) | (b_variance == 0), 0.0, a.covariance(b))
+    return luminance * (2 * covariance + 2e-16) / (a_variance + b_variance + 2e-16)
 
 
 def _qy(c: _Comparison) -> Tensor:

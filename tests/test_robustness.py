@@ -320,20 +320,22 @@ def test_from_the_shell(data: Path, blend: Path, tmp_path: Path):
     out = tmp_path / "out"
     code = ["evaluate", str(data), "--out", str(out), "--model", str(blend)]
     sweep = [*code, "--robustness", "--limit", "1", "--metrics", "sd,Qabf", "--workers", "1", "--json"]
+    evaluated = ["metrics.json", "per_image.csv", "per_image.parquet", "report.html", "scores.jsonl", "summary.csv"]
     try:
         done = CliRunner().invoke(app, sweep)
         assert done.exit_code == 0, done.output
-        found = json.loads(done.stdout)
+        found = json.loads(done.stdout)["robustness"]
         assert (found["pairs"], list(found["metrics"])) == (["a"], ["SD", "Qabf"])
-        assert sorted(path.name for path in out.iterdir()) == [
+        assert "infrared stripes" in (out / "report.html").read_text(encoding="utf-8")
+        assert sorted(path.name for path in out.iterdir() if path.name not in evaluated) == [
             "robustness.csv",
             "robustness.html",
             "robustness.json",
             "robustness_scores.jsonl",
         ]
         for extra, said in (
-            (["--robustness", "--reference", "blend"], "--reference with --robustness"),
-            (["--robustness", "--video"], "--video with --robustness"),
+            (["--video", "--reference", "blend"], "--reference with --video"),
+            (["--video", "--robustness"], "--robustness with --video"),
             (["--limit", "3"], "--limit without --robustness"),
         ):
             done = CliRunner().invoke(app, [*code, *extra])

@@ -236,3 +236,16 @@ def test_several_scales():
 
     a, b, f = (picture.astype(np.float64) for picture in (ir, vis, fused))
     assert one((ir, vis, fused), "MS-SSIM") == pytest.approx((slow(a, f) + slow(b, f)) / 2, rel=1e-9)
+
+
+def test_rounding_in_flat_windows_counts_for_nothing():
+    rng = np.random.default_rng(3)
+    ir, vis, fused = (rng.integers(0, 9, (64, 64), dtype=np.uint8) for _ in range(3))
+    for picture, level in ((ir, 37), (vis, 201), (fused, 113)):
+        picture[:40] = level  # flat, as a saturated sky or a black frame is
+    for name in ("Qs", "Qw", "Qe", "Qy"):
+        assert -1 <= one((ir, vis, fused), name) <= 1, name
+    # where only the fused picture has texture, none of it is from a source
+    fused[:40] = rng.integers(100, 120, (40, 64))
+    flat = one((ir[:40], vis[:40], fused[:40]), "Qy")
+    assert flat == pytest.approx(0, abs=1e-9)
