@@ -34,24 +34,22 @@ from duskfuse.data.pair_files import PairFiles
 from duskfuse.data.priors.pipeline import cores
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
-from duskfuse.evaluate import detection, saliency, task_predictors
+from duskfuse.evaluate import detection, network_classes, network_pictures, onnx_run, saliency, task_predictors
 from duskfuse.evaluate.detection import Boxes
 from duskfuse.evaluate.evaluate import OnBad, check_pictures, look_at_all
 from duskfuse.evaluate.fused_folder import read_fused_rgb
 from duskfuse.evaluate.measurement_files import check_free
 from duskfuse.evaluate.methods import Method, check_names, folders, fused_luminance, models, row_names, trivial
+from duskfuse.evaluate.network_pictures import Rgb
+from duskfuse.evaluate.onnx_run import NetworkInput
 from duskfuse.evaluate.score_pairs import Rule, fused_grey
 from duskfuse.evaluate.scores import Finding
 from duskfuse.evaluate.source_pictures import SeenSources, SourcePictures
-from duskfuse.evaluate.task_predictors import (
-    NetworkInput,
-    Rgb,
-    TaskPredictor,
-    open_onnx_predictor,
-    open_segmenter_predictor,
-)
+from duskfuse.evaluate.task_predictors import TaskPredictor, open_onnx_predictor, open_segmenter_predictor
 from duskfuse.evaluate.task_results import Task, TaskScores
 from duskfuse.evaluate.task_scores import check_classes, score_predictions, task_files, with_truth
+
+_COMPUTE = (network_classes, network_pictures, onnx_run, task_predictors)
 
 
 def network_scores(
@@ -204,8 +202,9 @@ def _folder_name(
     method: Method, facts: Mapping[str, Any], scored: Sequence[PairFiles], seen: Mapping[str, SeenSources]
 ) -> str:
     """Name of the row's folder; it changes with all that its predictions depend on."""
-    code = Path(task_predictors.__file__).read_bytes() + Path(__file__).read_bytes()
-    stamp = hashlib.sha256(code)
+    stamp = hashlib.sha256()
+    for file in (__file__, *(module.__file__ for module in _COMPUTE)):
+        stamp.update(Path(file or "").read_bytes())
     stamp.update(f"{__version__} {json.dumps(facts, sort_keys=True)} {method.name}\n".encode())
     for pair in scored:
         stamp.update(f"{pair.name} {seen[pair.name].key} {method.key(pair.name)}\n".encode())

@@ -34,6 +34,8 @@ STATISTICS = (
 ABSENT = "absent"
 """What a table says of a class that the ground truth does not have."""
 _SHOWN_ABSENT = 6
+_SHOWN_COLUMNS = 6
+"""Beyond these a terminal breaks numbers, and only the first measure of each row is shown of the classes."""
 
 
 class Task(StrEnum):
@@ -177,12 +179,15 @@ class TaskScores:
     def _class_table(self) -> Table:
         from rich.text import Text
 
-        shown = _table("Classes", [])
-        shown.add_column("")
         columns = list(self.rows[0].classes[0].values)
+        if len(self.rows) * len(columns) > _SHOWN_COLUMNS:
+            columns = columns[:1]
+        shown = _table("Classes" if columns[1:] else f"Classes: {columns[0]}", [])
+        shown.add_column("")
         for row in self.rows:
             for column in columns:
-                shown.add_column(Text(f"{row.name} {column}"), justify="right", overflow="fold")
+                head = f"{row.name} {column}" if columns[1:] else row.name
+                shown.add_column(Text(head), justify="right", overflow="fold")
         for place, kind in enumerate(self.rows[0].classes):
             values = (row.classes[place].values[column] for row in self.rows for column in columns)
             shown.add_row(Text(kind.name), *(ABSENT if isnan(value) else f"{value:.4f}" for value in values))

@@ -25,7 +25,8 @@ from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.evaluate.detection import Boxes
 from duskfuse.evaluate.evaluate import OnBad
 from duskfuse.evaluate.network_scores import network_scores
-from duskfuse.evaluate.task_predictors import LEAST_CONFIDENCE, NMS_IOU, NetworkInput, open_onnx_predictor
+from duskfuse.evaluate.onnx_run import NetworkInput
+from duskfuse.evaluate.task_predictors import LEAST_CONFIDENCE, NMS_IOU, open_onnx_predictor
 from duskfuse.evaluate.task_results import Task
 from duskfuse.evaluate.task_scores import task_scores
 from duskfuse.export.fuse import fuse
@@ -519,7 +520,8 @@ def test_the_command_prints_json_and_refuses_what_does_not_go_together(scenes: P
         ([*given, "--task", "saliency", "--network", net], "no classes"),
         ([scenes, "--out", tmp_path / "out", "--task", "saliency", "--network", net], "none of 6 pairs"),
         ([scenes, "--out", tmp_path / "out", "--task", "segmentation", "--network", net], "say --classes"),
-        ([scenes, "--out", tmp_path / "out", "--robustness", "--network", net], "--network with --robustness"),
+        ([*seg, "--network", net, "--robustness"], "two commands"),
+        ([scenes, "--out", tmp_path / "out", "--video", "--network", net], "--network with --video"),
     ]:
         result = evaluate(*arguments)
         assert (result.exit_code, said in result.stderr) == (2, True), result.stderr
@@ -533,6 +535,7 @@ def test_the_command_prints_json_and_refuses_what_does_not_go_together(scenes: P
     shown = evaluate(*seg, "--network", net, "--overwrite")
     assert shown.exit_code == 0
     assert "Predicted by net.onnx" in shown.stdout
+    assert "Classes: IoU" in shown.stdout  # eight columns would be cut into pieces
 
 
 def test_a_killed_run_goes_on_and_another_network_starts_anew(scenes: Path, tmp_path: Path):

@@ -415,11 +415,11 @@ def evaluate_command(
             return
         of_metrics = [reference, workers, lpips_weights, (metrics, mode) != ("default", "definition")]
         of_pictures = [model, fused, reading, on_bad != "error", network_input]
-        _check_task(task, network, [predictions, classes, network_input], of_metrics, of_pictures, predictions)
+        _check_task(task, network, predictions, [classes, network_input], of_pictures, of_metrics)
         if task is not None and network is not None:
             from duskfuse.evaluate.evaluate import OnBad
             from duskfuse.evaluate.network_scores import network_scores
-            from duskfuse.evaluate.task_predictors import NetworkInput
+            from duskfuse.evaluate.onnx_run import NetworkInput
             from duskfuse.evaluate.task_results import Task
 
             found = network_scores(
@@ -701,36 +701,34 @@ def _check_given(given: dict[str, Any], robust: bool, video: bool) -> None:
 def _check_task(
     task: str | None,
     network: Path | None,
-    of_task: list[Any],
-    of_metrics: list[Any],
-    of_pictures: list[Any],
     predictions: list[str] | None,
+    of_task: list[Any],
+    of_pictures: list[Any],
+    of_metrics: list[Any],
 ) -> None:
     """Refuse options that would change nothing."""
-    from duskfuse.data.errors import InputError
-
     if task is None:
-        if any(of_task) or network is not None:
-            raise InputError(
+        if any([network, predictions, *of_task]):
+            _refuse(
                 "--predictions, --network or --classes without --task",
                 rule="they belong to a task",
                 remedy="say --task segmentation, detection or saliency",
             )
         return
     if any(of_metrics):
-        raise InputError(
+        _refuse(
             f"--task {task} with an option of the fusion metrics",
             rule="a task is not scored by --metrics, --mode, --reference or --workers",
             remedy="score the task and the fusion metrics with two commands",
         )
     if network is None and any(of_pictures):
-        raise InputError(
+        _refuse(
             f"--task {task} with an option of the pictures, and no network to look at them",
             rule="without --network only --predictions, --classes, --split, --out, --overwrite and --json count",
             remedy="say --network FILE to run a task network on the pictures, or leave the option away",
         )
     if network is not None and predictions:
-        raise InputError(
+        _refuse(
             "--network with --predictions",
             rule="a network's predictions are made here",
             remedy="score given predictions with a command of their own",
