@@ -139,7 +139,7 @@ def build_engine(recipe: Recipe, init: Sequence[Path], processes: Processes = AL
     owners = needed_owners(recipe)
     networks: dict[Owner, nn.Module] = {}
     if Owner.TEACHER in owners:
-        networks[Owner.TEACHER] = MainNetwork(masks=recipe.data.masks)
+        networks[Owner.TEACHER] = MainNetwork(recipe.data.masks, width=recipe.main_network.width)
     if Owner.STUDENT in owners:
         networks[Owner.STUDENT] = build_student(recipe.student.architecture, recipe.student.settings)
     if Owner.DENOISER in owners:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from duskfuse.data.errors import InputError
 from duskfuse.teachers.denoiser_sizes import DenoiserSize, Prediction
+from duskfuse.teachers.main_network import WIDTH
 from duskfuse.teachers.teacher_images import Brightness
 
 RECIPE_FOLDER = "recipes"
@@ -285,6 +286,13 @@ class DataConfig(_Plain):
     """How samples are varied beyond crop and flip."""
 
 
+class MainNetworkConfig(_Plain):
+    """The SAM-guided main network; the number of its masks is ``data.masks``."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=4)] = WIDTH
+    """Channels of its streams; the published 64, or less where a CPU must train it."""
+
+
 class StudentConfig(_Plain):
     """Which student is trained, with its constructor arguments; `duskfuse.students.zoo` knows both."""
 
@@ -340,6 +348,7 @@ class Recipe(_Plain):
     seed: int = 2
     data: DataConfig = DataConfig()
     student: StudentConfig = StudentConfig()
+    main_network: MainNetworkConfig = MainNetworkConfig()
     encoder: EncoderConfig = EncoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO

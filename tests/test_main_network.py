@@ -46,6 +46,16 @@ def test_live_parameters_are_those_of_the_paper() -> None:
         assert sum(p.numel() for p in MainNetwork(compat=compat).parameters()) == 2_639_505
 
 
+def test_a_narrow_network_costs_a_fourteenth() -> None:
+    def macs(width: int) -> float:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            pair, patches = torch.empty(1, 1, 64, 64), torch.empty(1, 4, 64, 64)
+            MainNetwork(width=width)(pair, pair, patches, patches)
+        return counter.get_total_flops() / 2
+
+    assert 13 < macs(64) / macs(16) < 15
+
+
 def test_macs() -> None:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         pair, patches = torch.empty(1, 1, 192, 256), torch.empty(1, 4, 192, 256)
