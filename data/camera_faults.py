@@ -66,22 +66,24 @@ def darken_quickly(vis: Picture, rng: np.random.Generator, *, exposure: float, p
 
 
 def add_glare(vis: Picture, rng: np.random.Generator, *, light: float, radius: float) -> NDArray[np.floating]:
-    """A lamp shines into the lens: a round Gaussian of white light somewhere in the picture; beyond white is lost.
+    """A lamp shines into the lens from somewhere in the picture; beyond white is lost.
+
+    The light that it scatters falls with the square of the distance r from its middle, L / (1 + (r / radius)²), as in
+    the equation of Stiles and Holladay for glare (CIE 135/1, 1999).
 
     Args:
         vis: visible RGB.
         rng: of the place.
-        light: added in the middle, where white is 1.
-        radius: standard deviation in parts of the longer side.
+        light: L, where white is 1.
+        radius: where half of it is left, in parts of the longer side.
     """
     height, width = vis.shape[:2]
-    spread = radius * max(height, width)
     rows, columns = (
-        np.exp(-((np.arange(side, dtype=np.float32) - rng.uniform(0, side)) ** 2) / (2 * spread**2))
+        ((np.arange(side, dtype=np.float32) - rng.uniform(0, side)) / (radius * max(height, width))) ** 2
         for side in (height, width)
     )
-    veil = (light * rows[:, None] * columns)[..., None].astype(np.float32)
-    return _encode(np.minimum(_decode(vis) + veil, 1))
+    veil = (light / (1 + rows[:, None] + columns)).astype(np.float32)
+    return _encode(np.minimum(_decode(vis) + veil[..., None], 1))
 
 
 def add_haze(vis: Picture, _: np.random.Generator, *, density: float) -> NDArray[np.floating]:

@@ -39,7 +39,7 @@ PHOTONS = 2000
 """How many white catches before the light is dimmed; as in the robustness sweep."""
 ELASTIC_SPACING = 64
 """Pixels between the points that the smooth part of a misalignment moves independently."""
-GLARE_RADII = (0.05, 0.3)
+GLARE_RADII = (0.02, 0.15)
 """Of a lamp's light, in parts of the picture's longer side."""
 
 
@@ -84,10 +84,11 @@ def augmented(sample: dict[str, Tensor], config: AugmentConfig, draws: Draws) ->
 def jittered(vis: Picture, rng: np.random.Generator, strength: float) -> Picture:
     """Visible ``[H, W, 3]`` with gamma, brightness and balance of the channels, and contrast about the mean, varied.
 
-    Every factor and the exponent lie between 1 / (1 + strength) and 1 + strength.
+    Every factor and the exponent lie between 1 / (1 + strength) and 1 + strength; the channels differ by half as much.
     """
-    gamma, contrast, *gains = (1 + strength) ** rng.uniform(-1, 1, 5)
-    toned = np.power(vis, np.float32(gamma)) * np.asarray(gains, np.float32)
+    gamma, contrast, brightness = (1 + strength) ** rng.uniform(-1, 1, 3)
+    balance = (1 + strength) ** rng.uniform(-0.5, 0.5, 3)
+    toned = np.power(vis, np.float32(gamma)) * (brightness * balance).astype(np.float32)
     mean = toned.mean()
     return _clipped(mean + np.float32(contrast) * (toned - mean))
 

@@ -265,7 +265,7 @@ def test_jitter_is_a_tone_curve_within_its_strength() -> None:
     ramp = np.repeat(np.linspace(0.1, 0.8, 256, dtype=np.float32)[None, :, None], 3, axis=2)
     curves = np.stack([jittered(ramp, np.random.default_rng(seed), 0.1)[0] for seed in range(60)])
     assert (np.diff(curves, axis=1) > 0).all()
-    assert 0.08 < np.abs(curves / ramp - 1).max() < 1.1**3 * (0.8 / 0.1) ** 0.1 - 1
+    assert 0.08 < np.abs(curves / ramp - 1).max() < 1.1**2.5 * (0.8 / 0.1) ** 0.1 - 1
     assert np.abs(curves.mean(axis=0) - ramp).max() < 0.02
     assert np.abs(curves[..., 0] - curves[..., 1]).max() > 0.02
 
@@ -302,7 +302,7 @@ def test_glare_adds_light_around_one_place(picture: NDArray[np.float32]) -> None
     rng = np.random.default_rng(3)
     row, column = rng.uniform(0, 96), rng.uniform(0, 128)
     for y, x in ((0, 0), (int(row), int(column)), (50, 100), (95, 3)):
-        veil = 2 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * (0.1 * 128) ** 2))
+        veil = 2 / (1 + ((y - row) ** 2 + (x - column) ** 2) / (0.1 * 128) ** 2)
         np.testing.assert_allclose(worse[y, x], np.minimum(picture[y, x] ** 2.2 + veil, 1) ** (1 / 2.2), atol=1e-5)
     assert (worse >= picture - 1e-6).all()
 
