@@ -51,11 +51,11 @@ def resized(tensor: Tensor, size: tuple[int, int]) -> Tensor:
     if tensor.is_floating_point():
         planes = tensor.reshape(1, -1, height, width)
         planes = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)
-        return planes.clamp(tensor.min(), tensor.max()).reshape(*tensor.shape[:-2], *size)
+        return planes.clamp(float(tensor.min()), float(tensor.max())).reshape(*tensor.shape[:-2], *size)
     rows, columns = (
         ((torch.arange(new) + 0.5) * (old / new)).long() for new, old in zip(size, (height, width), strict=True)
     )
-    return tensor[..., rows[:, None], columns]
+    return tensor.index_select(-1, columns).index_select(-2, rows)
 
 
 def draw_crop(
