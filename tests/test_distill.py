@@ -124,6 +124,24 @@ def test_an_interrupted_run_resumes_to_the_same_curve_and_weights(
     assert all(torch.equal(got[key], value) for key, value in expected.items())
 
 
+def test_an_augmented_run_is_the_same_with_any_number_of_workers(
+    dataset: Path, cache: Path, finished: Path, tmp_path: Path
+) -> None:
+    """It learns from other samples than the plain run, and its grids show what the student was given."""
+    augment = "{zoom: [0.7, 1], jitter: 0.1, infrared: {p: 1}, visible: {p: 1}, misalignment: {p: 1}, dropout: 0.2}"
+    curves = []
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        changes = (*SMALL, f"data.augment={augment}", f"data.workers={workers}")
+        distill(dataset, out=out, recipe="demo", changes=changes, cache=cache)
+        curves.append(losses([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]))
+    assert curves[0] == curves[1]
+    plain = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert curves[0] != losses(plain)
+    columns = [read_picture(run / "samples" / "0000009.png").shape[1] for run in (finished, tmp_path / "0")]
+    assert columns[1] - columns[0] == 2 * (32 + 4)
+
+
 def test_a_used_folder_is_refused_and_named(dataset: Path, cache: Path, finished: Path, tmp_path: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match=r"--resume .* --overwrite"):
