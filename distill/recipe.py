@@ -251,8 +251,11 @@ class AugmentConfig(_Plain):
     visible picture, or is compared with it, takes part; beside cached teacher pictures, which cannot, the student alone
     is given the varied picture, and at most 0.1 is allowed."""
     infrared: InfraredFaults = InfraredFaults()
+    """Noise, stripes, gain and offset."""
     visible: VisibleFaults = VisibleFaults()
+    """Noise, darkness, too much light, glare or haze."""
     misalignment: Misalignment = Misalignment()
+    """The infrared lies beside where it belongs."""
     dropout: Probability = 0
     """Probability that one camera, either as often, gives the student a dead picture: black, one grey, or noise. The
     living picture then takes the place of the dead one and of a cached teacher picture, and there are no masks: the
