@@ -31,7 +31,7 @@ _TAP_SCALES = (1, 2, 4, 2, 1)
 class MainNetwork(nn.Module):
     """Fuses a pair and the pictures of its SAM regions.
 
-    ``width`` other than 64 makes every layer narrower or wider; the taps stay, since the student has them, too. 16 costs
+    ``width`` other than 64 makes every layer narrower or wider; the taps stay, as the student has them, too. 16 costs
     a fourteenth of the arithmetic and serves ablations on a CPU. ``compat`` gives the published form: no activation on
     the last convolution of the visible regions' encoder, and LeakyReLU with a clamp instead of the sigmoid at the end.
     """
@@ -120,7 +120,7 @@ def load_main_network(path: Path) -> tuple[MainNetwork, ModelCard]:
         case settings:
             raise InputError(
                 f"{path}: card with settings {settings}",
-                rule="a main network has masks and width, positive numbers (width a multiple of 4), and compat, true or false",
+                rule="a main network has masks and width, positive (width a multiple of 4), and compat, true or false",
                 remedy="write the checkpoint again with duskfuse",
             )
     load_weights(path, network, ARCHITECTURE)

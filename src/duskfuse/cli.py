@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -359,7 +359,7 @@ def evaluate_command(
         typer.Option(help="With --task: which classes count, e.g. FMB-14; default: the dataset's.", show_default=False),
     ] = None,
     robust: Annotated[
-        bool, typer.Option("--robustness", help="Score degraded pairs instead: dark, noisy, hazy, shifted, dead, …")
+        bool, typer.Option("--robustness", help="Score degraded pairs, too: dark, noisy, hazy, shifted, dead, …")
     ] = False,
     limit: Annotated[
         int | None, typer.Option(help="With --robustness: pairs, spread evenly; default: 12.", show_default=False)
@@ -373,32 +373,13 @@ def evaluate_command(
     The same command goes on where a killed one stopped; with one more method it computes that method only.
     """
     with _verb(as_json):
-        if robust or video or limit is not None:
-            given: dict[str, Any] = {"--fused": fused, "--reference": reference, "--workers": workers, "--limit": limit}
-            given |= {"--mode": mode != "definition", "--metrics": metrics != "default", "--on-bad": on_bad != "error"}
-            given |= {"--predictions": predictions, "--classes": classes, "--video": robust and video}
-            given |= {"--task": task, "--lpips-weights": lpips_weights}
-            given |= {"--network": network, "--network-input": network_input}
-            _check_given(given, robust, video)
-        if robust:
-            from duskfuse.evaluate.evaluate import metrics_named
-            from duskfuse.evaluate.robustness import DEFAULT_PAIRS, SWEPT_METRICS, robustness
-            from duskfuse.evaluate.robustness_report import robustness_tables
-
-            swept = robustness(
-                data,
-                model=model or (),
-                metrics=SWEPT_METRICS if metrics == "default" else metrics_named(metrics),
-                limit=DEFAULT_PAIRS if limit is None else limit,
-                split=split,
-                out=out,
-                reading=reading,
-                workers=workers,
-                overwrite=overwrite,
-            )
-            _show(swept.to_json(), as_json, robustness_tables(swept))
-            return
+        if limit is not None and not robust:
+            _refuse("--limit without --robustness", rule="the metrics are computed on all pairs of a split")
         if video:
+            given: dict[str, Any] = {"--robustness": robust, "--reference": reference, "--workers": workers}
+            given |= {"--mode": mode != "definition", "--metrics": metrics != "default", "--on-bad": on_bad != "error"}
+            given |= {"--predictions": predictions, "--classes": classes, "--task": task, "--network": network}
+            _check_given(given | {"--network-input": network_input, "--lpips-weights": lpips_weights})
             from duskfuse.evaluate.video import video_stability
             from duskfuse.evaluate.video_report import video_table
 
@@ -413,7 +394,7 @@ def evaluate_command(
             )
             _show(stability.to_json(), as_json, [video_table(stability)])
             return
-        of_metrics = [reference, workers, lpips_weights, (metrics, mode) != ("default", "definition")]
+        of_metrics = [reference, workers, lpips_weights, robust, (metrics, mode) != ("default", "definition")]
         of_pictures = [model, fused, reading, on_bad != "error", network_input]
         _check_task(task, network, predictions, [classes, network_input], of_pictures, of_metrics)
         if task is not None and network is not None:
@@ -457,6 +438,8 @@ def evaluate_command(
             return
         from duskfuse.evaluate.evaluate import OnBad, evaluate, metrics_named
         from duskfuse.evaluate.metrics import Mode
+        from duskfuse.evaluate.robustness import DEFAULT_PAIRS
+        from duskfuse.evaluate.robustness_report import robustness_tables
         from duskfuse.evaluate.terminal_tables import terminal_tables
 
         evaluation = evaluate(
@@ -473,8 +456,10 @@ def evaluate_command(
             on_bad=_choice(OnBad, on_bad, "--on-bad"),
             workers=workers,
             overwrite=overwrite,
+            degraded=(DEFAULT_PAIRS if limit is None else limit) if robust else None,
         )
-        _show(evaluation.to_json(), as_json, terminal_tables(evaluation))
+        swept = [] if evaluation.robustness is None else robustness_tables(evaluation.robustness)
+        _show(evaluation.to_json(), as_json, [*terminal_tables(evaluation), *swept])
 
 
 @app.command("fuse")
@@ -681,21 +666,21 @@ def _span(option: str, text: str) -> tuple[float, float]:
     return low, high
 
 
-def _check_given(given: dict[str, Any], robust: bool, video: bool) -> None:
-    """Refuse options that would change nothing beside --robustness or --video."""
-    from duskfuse.data.errors import InputError
-
-    if not (robust or video):
-        raise InputError("--limit without --robustness", rule="the metrics are computed on all pairs of a split")
-    measured = "--robustness" if robust else "--video"
-    used = ["--metrics", "--workers", "--limit"] if robust else ["--fused"]
-    idle = [option for option, value in given.items() if value and option not in used]
+def _check_given(given: dict[str, Any]) -> None:
+    """Refuse options that would change nothing beside --video."""
+    idle = [option for option, value in given.items() if value]
     if idle:
-        raise InputError(
-            f"{idle[0]} with {measured}",
-            rule=f"beside {measured}, --model, {', '.join(used)}, --split, --reading and --overwrite count",
+        _refuse(
+            f"{idle[0]} with --video",
+            rule="beside --video, --model, --fused, --split, --reading and --overwrite count",
             remedy="leave it away, or use two commands",
         )
+
+
+def _refuse(seen: str, *, rule: str, remedy: str = "leave it away") -> NoReturn:
+    from duskfuse.data.errors import InputError
+
+    raise InputError(seen, rule=rule, remedy=remedy)
 
 
 def _check_task(
@@ -718,7 +703,7 @@ def _check_task(
     if any(of_metrics):
         _refuse(
             f"--task {task} with an option of the fusion metrics",
-            rule="a task is not scored by --metrics, --mode, --reference or --workers",
+            rule="a task is not scored by --metrics, --mode, --robustness, --reference or --workers",
             remedy="score the task and the fusion metrics with two commands",
         )
     if network is None and any(of_pictures):
