@@ -21,6 +21,7 @@ from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.distill.pseudo_label import pseudo_label
 from duskfuse.distill.recipe import FusionField, Owner
 from duskfuse.tasks.encoders import FeatureEncoder
+from duskfuse.tasks.segmenter import Segmenter
 from duskfuse.teachers.conditional_diffusion import sample_fused
 from duskfuse.teachers.denoiser import ConditionalDenoiser
 
@@ -48,6 +49,8 @@ class Batch:
     """What the denoiser's pictures are buried in, ``[B, 1, H, W]`` standard normal."""
     timestep: Tensor | None = None
     """And how deep, ``[B]`` int64."""
+    label: Tensor | None = None
+    """Class ids, ``[B, H, W]`` uint8; 255 does not count."""
     degraded_ir: Tensor | None = None
     """What a bad infrared camera gives in place of ``ir``, in the same shape and range."""
     degraded_vis: Tensor | None = None
@@ -104,7 +107,7 @@ def source_patches(source: Tensor, masks: Tensor) -> Tensor:
 
 
 class BatchContext:
-    """One batch, both networks and the frozen encoder, with lazily computed fields.
+    """One batch, both networks and the frozen encoder and critic, with lazily computed fields.
 
     In a ``coupled`` context the stop-gradient twins are the live outputs themselves: the unrolled step differentiates
     one network's loss with respect to the other.
@@ -117,10 +120,11 @@ class BatchContext:
         encoder: FeatureEncoder | None = None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         *,
+        segmenter: Segmenter | None = None,
         coupled: bool = False,
     ) -> None:
         self.batch = batch
-        self.encoder = encoder
+        self.encoder, self.segmenter = encoder, segmenter
         self._networks = networks
         self._autocast = autocast
         self._coupled = coupled

@@ -1,4 +1,4 @@
-"""Training samples: one geometric draw cuts the pair, its masks and its cached teacher image together.
+"""Training samples: one geometric draw cuts the pair, its masks, its label and its cached teacher image together.
 
 Where the teacher shows a part of the pair only, the draw stays within that part.
 
@@ -13,13 +13,17 @@ import hashlib
 import json
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from duskfuse.data.class_conventions import Convention, read_counted_label
+from duskfuse.data.class_tables import IGNORED
 from duskfuse.data.geometry import GeometricDraw, draw_crop, pad_to
 from duskfuse.data.pair import Pair
 from duskfuse.data.pair_files import PairFiles, read_pair
@@ -45,6 +49,7 @@ class _Decoded(NamedTuple):
 
     pair: Pair
     teacher: LoadedTeacher | None
+    label: Tensor | None
 
 
 class TrainingPairs(Dataset[dict[str, Tensor]]):
@@ -59,11 +64,12 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         masks: PriorStore | None,
         teacher: TeacherImages | None = None,
         noise: bool = False,
+        labels: Convention | None = None,
     ) -> None:
         self.pairs = list(pairs)
         self._noise = noise
         self._config, self._seed = config, seed
-        self._masks, self._teacher = masks, teacher
+        self._masks, self._teacher, self._labels = masks, teacher, labels
         self._keys = [files.prior_keys() for files in self.pairs]
         self._kept: dict[int, _Decoded] = {}
         self._kept_bytes = 0
@@ -88,7 +94,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         position = self.position(number)
-        pair, teacher = self._decoded(position)
+        pair, teacher, label = self._decoded(position)
         generator = torch.Generator().manual_seed(_mix(self._seed, number, 2))
         key_ir, key_vis = self._keys[position]
         draw = self._draw(pair, teacher, generator)
@@ -102,6 +108,8 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         if teacher is not None:
             top, left, _, _ = teacher.crop
             sample["teacher_y"] = self._cut(torch.from_numpy(teacher.y)[None], draw.shifted(-top, -left))
+        if label is not None:
+            sample["label"] = _pad_ignored(draw.crop(label), self._config.crop)
         sample = augmented(sample, self._config.augment, lambda kind: np.random.default_rng([self._seed, number, kind]))
         if self._noise:
             generator = torch.Generator().manual_seed(_mix(self._seed, number, 3))
@@ -121,14 +129,17 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         kept = self._kept.get(position)
         if kept is not None:
             return kept
-        pair = read_pair(self.pairs[position])
+        files = self.pairs[position]
+        pair = read_pair(replace(files, label=None, boxes=None, saliency=None))
+        label = None if self._labels is None else _label(files, pair.size, self._labels)
         teacher = None if self._teacher is None else self._teacher.get(pair_key(*self._keys[position]))
         worker = get_worker_info()
         size = 4 * (pair.ir.numel() + pair.vis.numel()) + (0 if teacher is None else teacher.y.nbytes)
+        size += 0 if label is None else label.numel()
         if self._kept_bytes + size <= MEMORY_BUDGET // (worker.num_workers if worker else 1):
-            self._kept[position] = _Decoded(pair, teacher)
+            self._kept[position] = _Decoded(pair, teacher, label)
             self._kept_bytes += size
-        return _Decoded(pair, teacher)
+        return _Decoded(pair, teacher, label)
 
     def _cut(self, picture: Tensor, draw: GeometricDraw) -> Tensor:
         return pad_to(draw.crop(picture), self._config.crop)
@@ -145,6 +156,19 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
             chosen = torch.from_numpy(pool[present[order.numpy()]])
             planes[: len(chosen)] = chosen
         return pad_to(draw.orient(planes), self._config.crop)
+
+
+def _label(files: PairFiles, size: tuple[int, int], classes: Convention) -> Tensor:
+    """The label ``[H, W]`` uint8; one that ignores every pixel where there is none."""
+    if files.label is None:
+        return torch.full(size, IGNORED, dtype=torch.uint8)
+    return read_counted_label(files, classes)
+
+
+def _pad_ignored(label: Tensor, crop: tuple[int, int]) -> Tensor:
+    """Continue ``[h, w]`` to the size of the crop by pixels that do not count."""
+    rows, columns = (side - have for side, have in zip(crop, label.shape, strict=True))
+    return F.pad(label, (0, columns, 0, rows), value=IGNORED)
 
 
 def _mix(seed: int, number: int, stream: int) -> int:

@@ -24,6 +24,7 @@ from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, set_quiet
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard, load_weights, read_card, save_weights
+from duskfuse.distill.critics import naming_segmenter, with_segmenter
 from duskfuse.distill.dataset import TrainingPairs
 from duskfuse.distill.engine import Engine, needed_owners
 from duskfuse.distill.processes import ALONE, Processes, joined_processes, training_device
@@ -32,6 +33,7 @@ from duskfuse.distill.run_folder import RunFolder
 from duskfuse.distill.training_loop import continue_run, train
 from duskfuse.students.zoo import build_student
 from duskfuse.tasks.encoders import FeatureEncoder, filter_encoder, sam_encoder, squeezenet_encoder
+from duskfuse.tasks.segmenter import Segmenter
 from duskfuse.teachers import denoiser, main_network
 from duskfuse.teachers.denoiser import ConditionalDenoiser
 from duskfuse.teachers.denoiser_sizes import denoiser_config
@@ -78,25 +80,27 @@ def distill(
     teacher: str | None = None,
     encoder: EncoderName | None = None,
     encoder_weights: Path | None = None,
+    segmenter: Path | None = None,
     split: str | None = None,
     reading: Reading | Path | None = None,
 ) -> DistillReport:
     """Train by ``recipe`` on the pairs of ``data`` and write everything to ``out``.
 
-    ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start
-    from; ``masks`` and ``teacher`` name which cached priors to use where there are several; ``reading`` is how the
-    infrared pictures are read, or a file that says it, by default the dataset's ``duskfuse.yaml``. Processes that
-    torchrun starts share every batch. Raises ``InputError`` for input that cannot be used and ``TrainingError`` when a
-    term stops being finite or memory does not suffice.
+    ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start from; ``masks`` and
+    ``teacher`` name which cached priors to use where there are several; ``segmenter`` is the critic of the segmentation
+    term; ``reading`` is how the infrared pictures are read, or a file that says it, by default the dataset's
+    ``duskfuse.yaml``. Processes that torchrun starts share every batch. Raises ``InputError`` for input that cannot be
+    used and ``TrainingError`` when a term stops being finite or memory does not suffice.
     """
-    resolved = with_encoder(load_recipe(recipe, changes), encoder, encoder_weights)
+    resolved = naming_segmenter(with_encoder(load_recipe(recipe, changes), encoder, encoder_weights), segmenter)
     with joined_processes() as processes:
         processes.check(resolved.data)
         if not processes.first:
             set_quiet(True)
         pairs = find_pairs(data, split=split, reading=reading)
-        dataset = open_dataset(pairs, resolved, cache, masks, teacher)
-        engine = build_engine(resolved, init, processes)
+        resolved, critic = with_segmenter(resolved, pairs)
+        dataset = open_dataset(pairs, resolved, cache, masks, teacher, critic)
+        engine = build_engine(resolved, init, processes, critic)
         folder = RunFolder(out)
         if processes.first:
             folder.prepare(resolved, resume=resume, overwrite=overwrite)
@@ -119,7 +123,12 @@ def with_encoder(recipe: Recipe, name: EncoderName | None, weights: Path | None)
 
 
 def open_dataset(
-    pairs: list[PairFiles], recipe: Recipe, cache: Path | None, masks: MaskSourceName | None, teacher: str | None
+    pairs: list[PairFiles],
+    recipe: Recipe,
+    cache: Path | None,
+    masks: MaskSourceName | None,
+    teacher: str | None,
+    critic: Segmenter | None = None,
 ) -> TrainingPairs:
     """Find the cached priors that the recipe needs, before anything else is done."""
     needs_masks = FusionField.TEACHER in recipe.fields_used() or FusionField.TEACHER_SG in recipe.fields_used()
@@ -130,10 +139,20 @@ def open_dataset(
     if recipe.needs_teacher_pictures:
         pairs, teacher_images = open_teacher_images(cache, pairs, teacher, recipe.data.brightness)
     noise = FusionField.DENOISER in recipe.fields_used()
-    return TrainingPairs(pairs, recipe.data, recipe.seed, masks=mask_store, teacher=teacher_images, noise=noise)
+    return TrainingPairs(
+        pairs,
+        recipe.data,
+        recipe.seed,
+        masks=mask_store,
+        teacher=teacher_images,
+        noise=noise,
+        labels=None if critic is None else critic.classes,
+    )
 
 
-def build_engine(recipe: Recipe, init: Sequence[Path], processes: Processes = ALONE) -> Engine:
+def build_engine(
+    recipe: Recipe, init: Sequence[Path], processes: Processes = ALONE, critic: Segmenter | None = None
+) -> Engine:
     """Networks of the recipe with the weights of ``init``, on the training device."""
     torch.manual_seed(recipe.seed)
     owners = needed_owners(recipe)
@@ -149,7 +168,7 @@ def build_engine(recipe: Recipe, init: Sequence[Path], processes: Processes = AL
     for path in init:
         _initialise(networks, architectures(recipe), path)
     encoder = _build_encoder(recipe) if TermName.CONTRASTIVE in recipe.terms_used() else None
-    return Engine(recipe, networks, encoder, training_device(), processes)
+    return Engine(recipe, networks, encoder, training_device(), processes, critic)
 
 
 def architectures(recipe: Recipe) -> dict[Owner, str]:

@@ -30,6 +30,7 @@ from duskfuse.distill.recipe import Owner, Precision, Recipe, StepConfig, TermCo
 from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.terms import REFERENCE_TERMS, SOURCE_TERMS
 from duskfuse.tasks.encoders import FeatureEncoder
+from duskfuse.tasks.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Engine:
         encoder: FeatureEncoder | None,
         device: torch.device,
         processes: Processes = ALONE,
+        segmenter: Segmenter | None = None,
     ) -> None:
         self.recipe, self.device, self.processes = recipe, device, processes
         # channels_last: convolutions on a CPU run several times faster in it, and no slower on a GPU.
@@ -70,6 +72,7 @@ class Engine:
             for owner, network in networks.items()
         }
         self.encoder = None if encoder is None else encoder.to(device)
+        self.segmenter = None if segmenter is None else segmenter.to(device)
         trained = [owner for owner in recipe.optimisers if owner in networks]
         self.optimisers = {owner: build_optimiser(recipe.optimisers[owner], self.networks[owner]) for owner in trained}
         decays = {owner: recipe.optimisers[owner].ema for owner in trained}
@@ -103,7 +106,7 @@ class Engine:
         for other, network in self.networks.items():
             network.train(other is owner)
             network.requires_grad_(other is owner)
-        return BatchContext(batch, self.networks, self.encoder, self._autocast)
+        return BatchContext(batch, self.networks, self.encoder, self._autocast, segmenter=self.segmenter)
 
     def shown(self, owner: Owner) -> nn.Module:
         """The network as it is shown and exported: its running average where it has one."""

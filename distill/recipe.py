@@ -59,11 +59,18 @@ class TermName(StrEnum):
     SSIM_REFERENCE = "ssim_reference"
     GRADIENT_REFERENCE = "gradient_reference"
     DENOISING = "denoising"
+    SEGMENTATION = "segmentation"
 
 
 NEEDS_TAPS = frozenset({TermName.FEATURES})
 WITHOUT_REFERENCE = frozenset(
-    {TermName.SOURCE_MSE, TermName.INTENSITY_MAX, TermName.GRADIENT_MAX, TermName.SSIM_SOURCES}
+    {
+        TermName.SOURCE_MSE,
+        TermName.INTENSITY_MAX,
+        TermName.GRADIENT_MAX,
+        TermName.SSIM_SOURCES,
+        TermName.SEGMENTATION,
+    }
 )
 DEFAULT_REFERENCES = {
     Owner.STUDENT: FusionField.TEACHER_SG,
@@ -102,7 +109,7 @@ class StepConfig(_Plain):
         return FusionField(self.owner.value)
 
     def reference(self, term: TermName) -> FusionField | None:
-        """The field that ``term`` compares with, after defaults; None for terms that know only the sources."""
+        """The field that ``term`` compares with, after defaults; None for terms that compare with no fused one."""
         if term in WITHOUT_REFERENCE:
             return None
         return self.terms[term].reference or DEFAULT_REFERENCES[self.owner]
@@ -119,7 +126,7 @@ class StepConfig(_Plain):
     def _fields_exist(self) -> StepConfig:
         for name, term in self.terms.items():
             if term.reference and name in WITHOUT_REFERENCE:
-                raise ValueError(f"term {name} compares with the sources only: remove its reference")
+                raise ValueError(f"term {name} compares with no fused picture: remove its reference")
             reference = self.reference(name)
             if reference is self.live:
                 raise ValueError(f"term {name} compares {self.owner} with itself: name another reference")
@@ -335,6 +342,15 @@ class EncoderConfig(_Plain):
     weights: Path | None = None
 
 
+class SegmenterConfig(_Plain):
+    """The frozen critic of the segmentation term; without a network the term is left out of the run."""
+
+    network: Path | None = None
+    """Weights of ``train-task``, or a folder of segmentation_models_pytorch or of a transformers SegFormer."""
+    classes: str | None = None
+    """Class convention such as FMB-15; our own weights know theirs."""
+
+
 class Precision(StrEnum):
     """Arithmetic of the networks' forward passes; losses are always float32."""
 
@@ -353,6 +369,7 @@ class Recipe(_Plain):
     student: StudentConfig = StudentConfig()
     main_network: MainNetworkConfig = MainNetworkConfig()
     encoder: EncoderConfig = EncoderConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO
     compile: bool = False
@@ -432,6 +449,20 @@ class Recipe(_Plain):
     def terms_used(self) -> set[TermName]:
         """Every term that some step of some phase computes."""
         return {term for phase in self.phases for step in phase.cycle for term in self.steps[step].terms}
+
+    def without(self, term: TermName) -> Recipe:
+        """The same recipe with one term left out of every step; InputError where a step would have none."""
+        steps = {}
+        for name, step in self.steps.items():
+            terms = {other: config for other, config in step.terms.items() if other is not term}
+            if step.terms and not terms:
+                raise InputError(
+                    f"step {name!r} of the recipe {self.name} has no term but {term}, which is left out",
+                    rule="a step needs a term",
+                    remedy="give what the term needs, or another recipe",
+                )
+            steps[name] = step.model_copy(update={"terms": terms})
+        return self.model_copy(update={"steps": steps})
 
 
 def recipe_names() -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from duskfuse.data.class_conventions import convention_named
 from duskfuse.data.errors import TrainingError
 from duskfuse.distill.context import Batch, source_patches
 from duskfuse.distill.engine import Engine, needed_owners, ramped_weight
@@ -16,6 +17,7 @@ from duskfuse.distill.terms import REFERENCE_TERMS, SOURCE_TERMS
 from duskfuse.distill.terms.fusion import sobel_magnitude
 from duskfuse.students.unet import UNetStudent
 from duskfuse.tasks.encoders import filter_encoder
+from duskfuse.tasks.open_segmenter import new_segmenter
 from duskfuse.teachers.main_network import MainNetwork
 
 CPU = torch.device("cpu")
@@ -29,20 +31,24 @@ def recipe() -> Recipe:
 def make_engine(recipe: Recipe) -> Engine:
     torch.manual_seed(0)
     networks = {Owner.TEACHER: MainNetwork(), Owner.STUDENT: UNetStudent()}
-    return Engine(recipe, networks, filter_encoder(), CPU)
+    critic = new_segmenter(convention_named("MFNet-9")).freeze()
+    return Engine(recipe, networks, filter_encoder(), CPU, segmenter=critic)
 
 
 def make_batch(seed: int = 0, size: int = 16) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     ir, vis = (torch.rand(2, channels, size, size, generator=generator) for channels in (1, 3))
     masks = torch.rand(2, 4, size, size, generator=generator) > 0.5
-    return Batch(ir=ir, vis=vis, masks_ir=masks, masks_vis=masks.flip(0), names=("a", "b"))
+    label = torch.randint(9, (2, size, size), generator=generator).to(torch.uint8)
+    return Batch(ir=ir, vis=vis, masks_ir=masks, masks_vis=masks.flip(0), names=("a", "b"), label=label)
 
 
 @pytest.mark.parametrize(("number", "owner"), [(2, Owner.STUDENT), (3, Owner.TEACHER)])
 def test_a_step_moves_its_owner_and_nothing_else(recipe: Recipe, number: int, owner: Owner) -> None:
     engine = make_engine(recipe)
+    assert engine.segmenter is not None
     before = {o: {k: v.clone() for k, v in network.state_dict().items()} for o, network in engine.networks.items()}
+    critic = {k: v.clone() for k, v in engine.segmenter.state_dict().items()}
     result = engine.step(number, make_batch())
     assert result.owner is owner
     for other, network in engine.networks.items():
@@ -51,7 +57,9 @@ def test_a_step_moves_its_owner_and_nothing_else(recipe: Recipe, number: int, ow
         if other is not owner:
             assert all(parameter.grad is None for parameter in network.parameters())
     assert engine.encoder is not None
-    assert all(parameter.grad is None for parameter in engine.encoder.parameters())
+    for frozen in (engine.encoder, engine.segmenter):
+        assert all(parameter.grad is None for parameter in frozen.parameters())
+    assert all(torch.equal(v, critic[k]) for k, v in engine.segmenter.state_dict().items())
 
 
 @pytest.mark.parametrize("owner", [Owner.STUDENT, Owner.TEACHER])
@@ -75,6 +83,8 @@ def test_every_single_term_moves_only_its_owner(recipe: Recipe, owner: Owner) ->
         for candidate, network in engine.networks.items():
             moved = any(p.grad is not None for p in network.parameters())
             assert moved == (candidate is owner), f"{name} moved {candidate}"
+        assert engine.segmenter is not None
+        assert all(parameter.grad is None for parameter in engine.segmenter.parameters())
 
 
 def test_fields_are_computed_once_and_twins_share_the_forward(recipe: Recipe) -> None:

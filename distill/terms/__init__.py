@@ -20,6 +20,7 @@ from duskfuse.distill.terms.distillation import (
     ssim_reference,
 )
 from duskfuse.distill.terms.fusion import gradient_max, intensity_max, source_mse, ssim_sources
+from duskfuse.distill.terms.segmentation import segmentation
 
 SourceTerm = Callable[[FusionOutput, BatchContext], Tensor]
 ReferenceTerm = Callable[[FusionOutput, FusionOutput, BatchContext], Tensor]
@@ -29,6 +30,7 @@ SOURCE_TERMS: dict[TermName, SourceTerm] = {
     TermName.INTENSITY_MAX: intensity_max,
     TermName.GRADIENT_MAX: gradient_max,
     TermName.SSIM_SOURCES: ssim_sources,
+    TermName.SEGMENTATION: segmentation,
 }
 REFERENCE_TERMS: dict[TermName, ReferenceTerm] = {
     TermName.PIXEL_TRIPLET: pixel_triplet,
