@@ -8,22 +8,19 @@ a class that the convention leaves out, do not count; a prediction of such a cla
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse.data.class_conventions import Convention, check_ids
-from duskfuse.data.class_tables import IGNORED, ClassTable
+from duskfuse.data.class_tables import ClassTable
 from duskfuse.data.pair_files import PairFiles, read_label
 from duskfuse.data.progress import track
 from duskfuse.evaluate.metrics import MetricInfo
 from duskfuse.evaluate.statistics import CONFIDENCE, FEWEST_PAIRS, RESAMPLES, SEED, Interval
 from duskfuse.evaluate.task_results import ClassScores, MethodScores
-
-Counts = NDArray[np.int64]
-"""Confusion matrix ``[classes, classes + 1]``: label by prediction, last the predictions of no class (255)."""
+from duskfuse.tasks.confusion import ClassPixels, Counts, confusion, defined_mean, present_ratio
 
 MIOU = MetricInfo("mIoU", True, "mean of the classes' TP / (TP + FP + FN) over the dataset", 4)
 ACCURACY = MetricInfo("mean accuracy", True, "mean of the classes' TP / (TP + FN) over the dataset", 4)
@@ -31,19 +28,6 @@ PIXELS = MetricInfo("pixel accuracy", True, "share of the counted pixels that ar
 IMAGE_MIOU = MetricInfo("image mIoU", True, "mean IoU of one picture over the classes in its label", 4)
 MEASURES = (MIOU, ACCURACY, PIXELS)
 _DRAWN_AT_ONCE = 2_000_000
-
-
-def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Counts:
-    """Count the pixels of one picture by label and prediction.
-
-    Args:
-        truth: ids ``[H, W]``, below ``classes`` or 255, which is not counted.
-        predicted: ids ``[H, W]``, below ``classes`` or 255 for none.
-        classes: how many there are.
-    """
-    counted = truth != IGNORED
-    pairs = truth[counted] * (classes + 1) + np.minimum(predicted[counted], classes)
-    return np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1).astype(np.int64)
 
 
 def score_segmentation(
@@ -80,7 +64,7 @@ def _ids(pair: PairFiles, path: Path | None, table: ClassTable) -> NDArray[np.in
 
 def _scores(name: str, pairs: Sequence[str], matrices: Counts, convention: Convention) -> MethodScores:
     """The scores of one row from the matrices of its pictures, ``[pictures, classes, classes + 1]``."""
-    counts = _Pixels.of(matrices, convention.counted)
+    counts = ClassPixels.of(matrices, convention.counted)
     whole = counts.total()
     iou, accuracy = whole.iou(), whole.accuracy()
     classes = tuple(
@@ -92,45 +76,19 @@ def _scores(name: str, pairs: Sequence[str], matrices: Counts, convention: Conve
         )
         for place, number in enumerate(convention.counted)
     )
-    pixels = whole.truth.sum()
     return MethodScores(
         name=name,
         totals={
-            MIOU.name: float(_mean(iou)),
-            ACCURACY.name: float(_mean(accuracy)),
-            PIXELS.name: float(whole.right.sum() / pixels) if pixels else float("nan"),
+            MIOU.name: float(defined_mean(iou)),
+            ACCURACY.name: float(defined_mean(accuracy)),
+            PIXELS.name: whole.pixel_accuracy(),
         },
         per_image={
-            pair: {IMAGE_MIOU.name: float(value)} for pair, value in zip(pairs, _mean(counts.iou()), strict=True)
+            pair: {IMAGE_MIOU.name: float(value)} for pair, value in zip(pairs, defined_mean(counts.iou()), strict=True)
         },
         classes=classes,
         intervals={MIOU.name: miou_interval(counts.right, counts.truth, counts.predicted)},
     )
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """Pixels ``[…, classes]`` that are right, of the label, and of the prediction."""
-
-    right: Counts
-    truth: Counts
-    predicted: Counts
-
-    @classmethod
-    def of(cls, matrices: Counts, counted: Sequence[int]) -> _Pixels:
-        ids = np.array(counted)
-        rows = matrices[..., ids, :]
-        mine = rows[..., ids]
-        return cls(np.diagonal(mine, axis1=-2, axis2=-1), rows.sum(axis=-1), mine.sum(axis=-2))
-
-    def total(self) -> _Pixels:
-        return _Pixels(self.right.sum(axis=0), self.truth.sum(axis=0), self.predicted.sum(axis=0))
-
-    def iou(self) -> NDArray[np.float64]:
-        return _ratio(self.right, self.truth + self.predicted - self.right, self.truth)
-
-    def accuracy(self) -> NDArray[np.float64]:
-        return _ratio(self.right, self.truth, self.truth)
 
 
 def miou_interval(right: Counts, truth: Counts, predicted: Counts) -> Interval | None:
@@ -147,7 +105,7 @@ def miou_interval(right: Counts, truth: Counts, predicted: Counts) -> Interval |
         return None
     samples = np.concatenate(
         [
-            _mean(_ratio(drawn @ right, drawn @ (truth + predicted - right), drawn @ truth))
+            defined_mean(present_ratio(drawn @ right, drawn @ (truth + predicted - right), drawn @ truth))
             for drawn in _resamples(len(right))
         ]
     )
@@ -167,19 +125,3 @@ def _resamples(pictures: int) -> Iterator[NDArray[np.float64]]:
         samples = min(step, RESAMPLES - start)
         drawn = rng.integers(pictures, size=(samples, pictures)) + pictures * np.arange(samples)[:, None]
         yield np.bincount(drawn.ravel(), minlength=samples * pictures).reshape(samples, pictures).astype(np.float64)
-
-
-def _ratio(part: NDArray[np.generic], whole: NDArray[np.generic], present: NDArray[np.generic]) -> NDArray[np.float64]:
-    """part / whole where the class is present in the labels, else nan."""
-    undefined = np.full(np.shape(part), np.nan)
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=undefined, where=np.asarray(present) > 0)
-    return ratio
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last axis of what is defined; nan without any."""
-    defined = ~np.isnan(values)
-    count = defined.sum(axis=-1)
-    total = np.where(defined, values, 0.0).sum(axis=-1)
-    mean: NDArray[np.float64] = np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
-    return mean

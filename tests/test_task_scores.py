@@ -22,9 +22,10 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import write_picture
 from duskfuse.evaluate.detection import Boxes, average_precision
 from duskfuse.evaluate.saliency import map_scores
-from duskfuse.evaluate.segmentation import confusion, miou_interval
+from duskfuse.evaluate.segmentation import miou_interval
 from duskfuse.evaluate.task_results import Task, TaskScores
 from duskfuse.evaluate.task_scores import task_scores
+from duskfuse.tasks.confusion import confusion
 
 SIZE = (24, 32)
 NAMES = ["a", "b", "c", "d", "e", "f"]
