@@ -34,7 +34,11 @@ class StorageError(DuskfuseError):
 
 
 class TrainingError(DuskfuseError):
-    """Training cannot go on: a term became NaN or infinite."""
+    """Training cannot go on."""
+
+
+class DivergenceError(TrainingError):
+    """A term or a gradient became NaN or infinite."""
 
 
 class VerificationError(DuskfuseError):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from duskfuse.data.errors import InputError, TrainingError
+from duskfuse.data.errors import DivergenceError, InputError, TrainingError
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.optimisers import build_average, build_optimiser
 from duskfuse.distill.processes import ALONE, Processes
@@ -89,9 +89,10 @@ class Engine:
 
     def step(self, number: int, batch: Batch) -> StepResult:
         """Update the owner of batch ``number`` once, with ``data.accumulate`` micro batches joined in ``batch``."""
-        return self.update(self.recipe.step_at(number)[1], number, batch)
+        phase, step = self.recipe.step_at(number)
+        return self.update(step, number, batch, phase=phase)
 
-    def update(self, step: str, number: int, batch: Batch, lr: float | None = None) -> StepResult:
+    def update(self, step: str, number: int, batch: Batch, *, phase: str, lr: float | None = None) -> StepResult:
         """Make one update of the kind ``step`` with the samples of batch ``number``, by default at the rate due now."""
         config = self.recipe.steps[step]
         torch.manual_seed(_seed(self.recipe.seed, number, self.processes.rank))  # so that a resumed run draws the same
@@ -99,7 +100,7 @@ class Engine:
         with _naming_memory(f"the {step} step at batch {number}"):
             parts = [self._backward(config, micro, number) for micro in batch.split(self.recipe.data.accumulate)]
             lr, norm = self._update(config.owner, lr)
-        return self._result(step, number, parts, lr, norm)
+        return self._result(phase, step, number, parts, lr, norm)
 
     def context(self, batch: Batch, owner: Owner) -> BatchContext:
         """The batch with only ``owner`` live: it trains, everything else is frozen and in evaluation mode."""
@@ -146,7 +147,7 @@ class Engine:
                 else:
                     value = REFERENCE_TERMS[name](live, context.field(reference), context)
             if not torch.isfinite(value):
-                raise TrainingError(
+                raise DivergenceError(
                     f"term {name} became {float(value.detach())} at batch {number} ({', '.join(context.batch.names)})",
                     rule="every term must stay finite",
                     remedy="lower the learning rate, or look at these pairs; --resume goes on from the last checkpoint",
@@ -175,7 +176,7 @@ class Engine:
         self._scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
         if not torch.isfinite(norm) and not self._scaler.is_enabled():
-            raise TrainingError(
+            raise DivergenceError(
                 f"the gradient of the {owner} became {float(norm)} at its step {self.steps_done[owner]}",
                 rule="gradients must stay finite",
                 remedy="lower the learning rate; --resume goes on from the last checkpoint",
@@ -188,7 +189,7 @@ class Engine:
         self.steps_done[owner] += 1
         return rate, float(norm)
 
-    def _result(self, step: str, number: int, parts: Sequence[_Part], lr: float, norm: float) -> StepResult:
+    def _result(self, phase: str, step: str, number: int, parts: Sequence[_Part], lr: float, norm: float) -> StepResult:
         values = torch.stack([part.values for part in parts]).mean(dim=0)
         errors = [part.error for part in parts if part.error is not None]
         error = torch.stack(errors).mean() if errors else None
@@ -196,7 +197,6 @@ class Engine:
         self.processes.average(list(gradients.values()))
         self.processes.average([values] if error is None else [values, error])
         loss, *terms = values.tolist()
-        phase, _ = self.recipe.step_at(number)
         return StepResult(
             batch=number,
             phase=phase,

@@ -309,6 +309,57 @@ def distill_command(
             _show({**report.to_json(), "page": str(write_run_page(out))}, as_json)
 
 
+@app.command("find-lr")
+def find_lr_command(
+    data: Data,
+    owner: Annotated[str, typer.Option(help="student, teacher or denoiser.", show_default=False)],
+    out: Out,
+    recipe: Annotated[str, typer.Option(help="Packaged name or YAML file; see `duskfuse recipes`.")] = "default",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one number: key.path=value; repeatable.", show_default=False),
+    ] = None,
+    overwrite: Overwrite = False,
+    init: Annotated[
+        list[Path] | None, typer.Option(help="Start from these weights; repeatable.", show_default=False)
+    ] = None,
+    cache: Cache = None,
+    masks: Masks = None,
+    teacher: Annotated[str | None, typer.Option(help="Which cached teacher to use.", show_default=False)] = None,
+    encoder: Annotated[str | None, typer.Option(help="sam, squeezenet or filters.", show_default=False)] = None,
+    encoder_weights: Annotated[Path | None, typer.Option(help="Weights of the encoder.", show_default=False)] = None,
+    split: Split = None,
+    reading: ReadingFile = None,
+    as_json: Json = False,
+) -> None:
+    """Try rising learning rates on one network's step, and suggest one."""
+    with _verb(as_json):
+        from duskfuse.data.priors.sources import MaskSourceName
+        from duskfuse.distill.learning_rate_range import find_lr
+        from duskfuse.distill.recipe import EncoderName, Owner
+
+        report = find_lr(
+            data,
+            owner=_choice(Owner, owner, "--owner"),
+            out=out,
+            recipe=recipe,
+            changes=changes or (),
+            overwrite=overwrite,
+            init=init or (),
+            cache=cache,
+            masks=None if masks is None else _choice(MaskSourceName, masks, "--masks"),
+            teacher=teacher,
+            encoder=None if encoder is None else _choice(EncoderName, encoder, "--encoder"),
+            encoder_weights=encoder_weights,
+            split=split,
+            reading=reading,
+        )
+        shown = report.to_json()
+        if not as_json:
+            shown = {key: value for key, value in shown.items() if not isinstance(value, list)}
+        _show(shown, as_json)
+
+
 @app.command("evaluate")
 def evaluate_command(
     data: Data,
