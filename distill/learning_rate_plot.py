@@ -37,7 +37,7 @@ def plot_rates(
     for decade in range(decades[0], decades[1] + 1):
         x, bottom = point(10.0**decade, low)
         cv2.line(picture, (x, TOP), (x, bottom), FAINT, 1)
-        _text(picture, f"1e{decade}", (x - 16, bottom + 20))
+        _text(picture, f"1e{decade}" if decade else "1", (x - 16, bottom + 20))
     for part in range(5):
         loss = low + part / 4 * (high - low)
         x, y = point(10.0 ** decades[0], loss)
