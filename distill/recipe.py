@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from duskfuse.data.errors import InputError
+from duskfuse.distill.explain_recipe import problems
 from duskfuse.teachers.denoiser_sizes import DenoiserSize, Prediction
 from duskfuse.teachers.main_network import WIDTH
 from duskfuse.teachers.teacher_images import Brightness
@@ -83,13 +84,14 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class _Plain(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class TermConfig(_Plain):
     """One weighted term of a step."""
 
     weight: Weight
+    """Factor of the term in the loss; a bare number in the place of the term is its weight."""
     reference: FusionField | None = None
     """The image or taps the term compares with; by default the other network's stop-gradient twin, for the denoiser its
     target."""
@@ -101,7 +103,9 @@ class StepConfig(_Plain):
     """One kind of update: an owner and the terms that move it."""
 
     owner: Owner
+    """The network that this step moves; everything else is frozen."""
     terms: dict[TermName, TermConfig]
+    """What the loss is summed of: a weight, or weight, reference and ramp."""
 
     @property
     def live(self) -> FusionField:
@@ -155,8 +159,11 @@ class PhaseConfig(_Plain):
     """A stretch of the run: ``batches`` batches, each given to the next step of the cycle."""
 
     name: str
+    """What the log calls it."""
     batches: Positive
+    """Its length."""
     cycle: Annotated[list[str], Field(min_length=1)]
+    """Names of steps, which take turns."""
 
 
 class OptimiserKind(StrEnum):
@@ -170,10 +177,15 @@ class OptimiserConfig(_Plain):
     """An optimiser with a cosine schedule over exactly this owner's own number of steps."""
 
     kind: OptimiserKind = OptimiserKind.ADAM
+    """How gradients become updates."""
     lr: Annotated[float, Field(gt=0)]
+    """Highest learning rate."""
     final_lr: Annotated[float, Field(gt=0)] = 1e-5
+    """That of the owner's last step."""
     warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the rate rises from nothing to ``lr``."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Longer gradients are shortened to this norm."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Not applied to biases and normalisation layers."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -289,7 +301,9 @@ class DataConfig(_Plain):
     mask_pool: Positive = 20
     """Only the largest K masks of a picture are drawn from, K_cache."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability that a sample is mirrored, left for right."""
     workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that read and cut samples; 0: the training process itself."""
     brightness: Brightness = Brightness.MATCH
     """What is done about the brightness of cached teacher pictures that are not known to be fused luminance."""
     augment: AugmentConfig = AugmentConfig()
@@ -307,7 +321,9 @@ class StudentConfig(_Plain):
     """Which student is trained, with its constructor arguments; `duskfuse.students.zoo` knows both."""
 
     architecture: str = "unet"
+    """Name of the network."""
     settings: dict[str, JsonValue] = {}
+    """Arguments of its constructor that differ from their defaults."""
 
 
 class DenoiserTarget(StrEnum):
@@ -323,8 +339,11 @@ class DiffusionConfig(_Plain):
     """The denoiser of the conditional diffusion teacher; only recipes that train it look here."""
 
     size: DenoiserSize = DenoiserSize.SMALL
+    """One for the desk, and those of two published networks."""
     prediction: Prediction = Prediction.PICTURE
+    """What its last convolution says."""
     target: DenoiserTarget = DenoiserTarget.CACHED
+    """What it learns to draw."""
 
 
 class EncoderName(StrEnum):
@@ -339,7 +358,9 @@ class EncoderConfig(_Plain):
     """The frozen feature encoder; without a name the best one whose weights are given, else ``filters``."""
 
     name: EncoderName | None = None
+    """Which network."""
     weights: Path | None = None
+    """Its file."""
 
 
 class SegmenterConfig(_Plain):
@@ -364,7 +385,9 @@ class Recipe(_Plain):
     """Everything a run depends on besides the data."""
 
     name: str
+    """What the log and the model card call it."""
     seed: int = 2
+    """Of weights, crops and everything else that is drawn."""
     data: DataConfig = DataConfig()
     student: StudentConfig = StudentConfig()
     main_network: MainNetworkConfig = MainNetworkConfig()
@@ -372,11 +395,15 @@ class Recipe(_Plain):
     segmenter: SegmenterConfig = SegmenterConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO
+    """Arithmetic of the forward passes; auto: bfloat16, or float16, on CUDA and float32 elsewhere."""
     compile: bool = False
     """Compile the networks with torch.compile: the first updates take minutes, the others less time."""
     optimisers: dict[Owner, OptimiserConfig]
+    """One for each network that is trained."""
     steps: dict[str, StepConfig]
+    """Kinds of updates by name."""
     phases: Annotated[list[PhaseConfig], Field(min_length=1)]
+    """Stretches of the run, in order."""
     save_every: Positive = 200
     """Batches between checkpoints."""
     sample_every: Positive = 200
@@ -479,9 +506,8 @@ def load_recipe(recipe: str | Path, changes: Iterable[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise InputError(
-            f"recipe {recipe}: {problems}",
+            f"recipe {recipe}: {problems(error, Recipe)}",
             remedy=f"mend the file or the --set; packaged recipes: {', '.join(recipe_names())}",
         ) from None
 

@@ -42,3 +42,9 @@ REFERENCE_TERMS: dict[TermName, ReferenceTerm] = {
     TermName.GRADIENT_REFERENCE: gradient_reference,
     TermName.DENOISING: denoising,
 }
+
+
+def meanings() -> dict[str, str]:
+    """What each term is, in a line."""
+    functions = {**SOURCE_TERMS, **REFERENCE_TERMS}
+    return {name.value: (function.__doc__ or "").splitlines()[0] for name, function in functions.items()}

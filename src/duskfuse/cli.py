@@ -41,6 +41,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Cache = Annotated[Path | None, typer.Option(help="Prior cache; default $DUSKFUSE_HOME/cache.", show_default=False)]
 Store = Annotated[str | None, typer.Option(help="One store only, named by its folder.", show_default=False)]
 Split = Annotated[str | None, typer.Option(help="Use one split of DATA only, e.g. train.", show_default=False)]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one number: key.path=value; repeatable.", show_default=False),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run of this command wrote.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores.", show_default=False)]
@@ -263,10 +267,7 @@ def distill_command(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder.", show_default=False)],
     recipe: Annotated[str, typer.Option(help="Packaged name or YAML file; see `duskfuse recipes`.")] = "default",
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change one number: key.path=value; repeatable.", show_default=False),
-    ] = None,
+    changes: Changes = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Overwrite = False,
     init: Annotated[
@@ -612,9 +613,15 @@ def models_command(as_json: Json = False) -> None:
         _show(list_models(), as_json)
 
 
-@app.command("recipes")
-def recipes_command(as_json: Json = False) -> None:
-    """List the packaged recipes."""
+recipes_app = typer.Typer(help="The packaged recipes.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback()
+def recipes_command(context: typer.Context, as_json: Json = False) -> None:
+    """List the packaged recipes, or explain one of them."""
+    if context.invoked_subcommand is not None:
+        return
     with _verb(as_json):
         from duskfuse.distill.recipe import load_recipe, recipe_names
 
@@ -626,6 +633,25 @@ def recipes_command(as_json: Json = False) -> None:
             },
             as_json,
         )
+
+
+@recipes_app.command("show")
+def show_recipe_command(
+    recipe: Annotated[str, typer.Argument(help="Packaged name or YAML file.")],
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Print a recipe whole, with what every key means; saved to a file it can be changed and run."""
+    with _verb(as_json):
+        from duskfuse.distill.explain_recipe import annotated_yaml
+        from duskfuse.distill.recipe import load_recipe
+        from duskfuse.distill.terms import meanings
+
+        resolved = load_recipe(recipe, changes or [])
+        if as_json:
+            _show(resolved.model_dump(mode="json"), as_json)
+        else:
+            print(annotated_yaml(resolved, meanings()), end="")
 
 
 @app.command("doctor")
