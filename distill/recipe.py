@@ -199,7 +199,9 @@ class OptimiserConfig(_Plain):
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0)]
+Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Stops = Annotated[float, Field(ge=0, le=16)]
+ZoomSide = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 CACHED_JITTER = 0.1
 """Most jitter beside cached teacher pictures, which cannot follow it."""
@@ -230,9 +232,9 @@ class VisibleFaults(_Plain):
     """Probability that the visible picture of a sample has one."""
     noise: Strength = 0.09
     """Standard deviation of the electronics' noise; that of the photons at white is twice as much."""
-    darkness: Strength = 5
+    darkness: Stops = 5
     """Stops of light lost: half of it with every stop, with the noise of the photons that are left."""
-    exposure: Strength = 2
+    exposure: Stops = 2
     """Stops of light too much; what is beyond white is lost."""
     glare: Strength = 3
     """Light of a lamp in the lens, where white is 1."""
@@ -262,7 +264,7 @@ class Misalignment(_Plain):
 class AugmentConfig(_Plain):
     """How samples are varied beyond crop and flip. Everything is off by default and drawn once per sample."""
 
-    zoom: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
+    zoom: tuple[ZoomSide, ZoomSide] = (1.0, 1.0)
     """Range of the sides of the box that is cut out, in sides of the crop to which it is resized: [0.6, 1] shows up to
     1.67 times enlarged pictures. Moves all pictures, masks and labels of a sample together."""
     jitter: Annotated[float, Field(ge=0, le=0.5)] = 0

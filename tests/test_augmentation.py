@@ -224,6 +224,20 @@ def test_without_strength_nothing_moves() -> None:
     np.testing.assert_allclose(misaligned(picture, np.random.default_rng(1), config), picture, atol=1e-6)
 
 
+def test_the_wildest_settings_stay_in_range(opened: Opened) -> None:
+    wild = AugmentConfig(
+        zoom=(1e-4, 1e4),
+        jitter=0.5,
+        infrared=InfraredFaults(p=1, noise=50, stripes=50, gain=0.99, offset=50),
+        visible=VisibleFaults(p=1, noise=50, darkness=16, exposure=16, glare=1e6, haze=1e6),
+        misalignment=Misalignment(p=1, rotation=360, scale=0.49, shift_pixels=1e6, shear=44, elastic=1e4),
+    )
+    samples = opened.samples(wild, teacher=False)
+    for sample in map(samples.__getitem__, range(30)):
+        for name in ("ir", "vis", "degraded_ir", "degraded_vis"):
+            assert 0 <= float(sample[name].min()) <= float(sample[name].max()) <= 1
+
+
 def test_jitter_takes_all_targets_along_or_none(opened: Opened) -> None:
     """Without a cached picture both views are jittered; beside one, which cannot follow, the student's alone."""
     config = AugmentConfig(jitter=0.1)
@@ -252,6 +266,8 @@ def test_strong_jitter_beside_a_cached_teacher_is_refused() -> None:
         ("data.augment.zoom=[0, 1]", "data.augment.zoom.0"),
         ("data.augment.dropout=1.5", "data.augment.dropout"),
         ("data.augment.misalignment.shift=-1", "data.augment.misalignment.shift"),
+        ("data.augment.infrared.noise=.inf", "data.augment.infrared.noise"),
+        ("data.augment.visible.exposure=2000", "data.augment.visible.exposure"),
         ("data.augment.fog=1", "data.augment.fog"),
     ],
 )
