@@ -32,6 +32,7 @@ from duskfuse.data.camera_faults import (
     darken_quickly,
     overexpose,
 )
+from duskfuse.data.class_tables import IGNORED
 from duskfuse.data.colour import luminance
 from duskfuse.distill.recipe import AugmentConfig, InfraredFaults, Misalignment, VisibleFaults
 
@@ -61,7 +62,8 @@ def augmented(sample: dict[str, Tensor], config: AugmentConfig, draws: Draws) ->
     """A cut sample with the changes of ``config``; nothing is changed in place.
 
     Args:
-        sample: ``ir [1, H, W]``, ``vis [3, H, W]`` in [0, 1], ``masks_ir``, ``masks_vis``, perhaps ``teacher_y``.
+        sample: ``ir [1, H, W]``, ``vis [3, H, W]`` in [0, 1], ``masks_ir``, ``masks_vis``, perhaps ``teacher_y`` and
+            ``label``.
         config: which changes, and how strong; keys of changes that are off are not added.
         draws: random numbers of this sample.
     """
@@ -181,6 +183,8 @@ def _drop_a_camera(sample: dict[str, Tensor], p: float, rng: np.random.Generator
     # The contrastive term pushes away from the sources inside the masks: there is nothing here to be pushed from.
     for masks in ("masks_ir", "masks_vis"):
         sample[masks] = torch.zeros_like(sample[masks])
+    if "label" in sample:
+        sample["label"] = torch.full_like(sample["label"], IGNORED)
 
 
 def _dead(picture: Tensor, rng: np.random.Generator) -> Tensor:

@@ -279,8 +279,8 @@ class AugmentConfig(_Plain):
     """The infrared lies beside where it belongs."""
     dropout: Probability = 0
     """Probability that one camera, either as often, gives the student a dead picture: black, one grey, or noise. The
-    living picture then takes the place of the dead one and of a cached teacher picture, and there are no masks: the
-    other camera is all that the student can be asked for."""
+    living picture then takes the place of the dead one and of a cached teacher picture, masks are empty and labels
+    count nowhere: the other camera is all that the student can be asked for."""
 
     @model_validator(mode="after")
     def _zoom_is_a_range(self) -> AugmentConfig:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from duskfuse.data.camera_faults import add_glare, add_noise, add_normal_noise, darken, darken_quickly
+from duskfuse.data.class_conventions import Convention
+from duskfuse.data.class_tables import IGNORED, ClassTable
 from duskfuse.data.colour import luminance
 from duskfuse.data.errors import InputError
 from duskfuse.data.geometry import draw_crop, pad_to
@@ -55,6 +57,9 @@ EVERYTHING = AugmentConfig(
 )
 
 
+BLOCKS = Convention("blocks", ClassTable("blocks", tuple(f"block {i}" for i in range(60))), "every block a class")
+
+
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Coordinate images with label maps of blocks, and the mean of both sources beside them."""
@@ -82,9 +87,12 @@ class Opened:
         )
         self.masks: PriorStore = open_masks(grid / "cache", {k for p in self.pairs for k in p.prior_keys()}, None)
 
-    def samples(self, augment: AugmentConfig, *, teacher: bool = True, seed: int = 3) -> TrainingPairs:
+    def samples(
+        self, augment: AugmentConfig, *, teacher: bool = True, seed: int = 3, labels: Convention | None = None
+    ) -> TrainingPairs:
         config = DataConfig(crop=(48, 64), masks=6, mask_pool=60, augment=augment)
-        return TrainingPairs(self.pairs, config, seed, masks=self.masks, teacher=self.teacher if teacher else None)
+        pictures = self.teacher if teacher else None
+        return TrainingPairs(self.pairs, config, seed, masks=self.masks, teacher=pictures, labels=labels)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +149,22 @@ def test_all_tensors_of_a_sample_share_one_geometry(opened: Opened, zoom: tuple[
             assert mask[inside].all()
     assert seen > 60
     assert (len(sizes) > 4) == (zoom != (1.0, 1.0))
+
+
+@pytest.mark.parametrize("zoom", [(0.6, 1.0), (1.0, 1.4)], ids=["enlarged", "shrunk"])
+def test_labels_are_zoomed_with_their_pair(opened: Opened, zoom: tuple[float, float]) -> None:
+    """Within each block, the label is the block's number; ids are picked, never mixed."""
+    samples = opened.samples(AugmentConfig(zoom=zoom, misalignment=Misalignment(p=1)), labels=BLOCKS)
+    for number in range(8):
+        sample = samples[number]
+        places = [sample[name][0][2:-2, 2:-2] * 255 / 2 for name in ("ir", "vis")]
+        label = sample["label"][2:-2, 2:-2]
+        inner = torch.ones_like(label, dtype=torch.bool)
+        for place in places:
+            inner &= (place % BLOCK > 0.65) & (place % BLOCK < BLOCK - 0.65)
+        row, column = (torch.floor(place / BLOCK).long() for place in places)
+        assert inner.float().mean() > 0.5
+        assert torch.equal(label.long()[inner], (1 + row * -(-SIZE[1] // BLOCK) + column)[inner])
 
 
 def test_misalignment_moves_the_given_infrared_and_nothing_else(opened: Opened) -> None:
@@ -357,8 +381,8 @@ def test_faults_of_the_infrared_camera() -> None:
 
 
 def test_a_dead_camera_asks_for_the_living_picture(opened: Opened) -> None:
-    samples = opened.samples(AugmentConfig(dropout=0.6))
-    plain = opened.samples(AugmentConfig())
+    samples = opened.samples(AugmentConfig(dropout=0.6), labels=BLOCKS)
+    plain = opened.samples(AugmentConfig(), labels=BLOCKS)
     seen: dict[str, list[str]] = {"ir": [], "vis": [], "none": []}
     for number in range(120):
         sample, before = samples[number], plain[number]
@@ -375,6 +399,7 @@ def test_a_dead_camera_asks_for_the_living_picture(opened: Opened) -> None:
         torch.testing.assert_close(sample["teacher_y"], living, atol=1e-6, rtol=0)
         assert not sample["masks_ir"].any()
         assert not sample["masks_vis"].any()
+        assert (sample["label"] == IGNORED).all()
         given = sample["degraded_ir" if dead_ir else "degraded_vis"]
         kind = "noise" if float(given.std()) > 0.2 else "black" if not given.any() else "grey"
         assert kind == "noise" or float(given.max()) == float(given.min())
