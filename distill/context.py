@@ -7,7 +7,7 @@ so which network a term can move is visible in the recipe and testable from outs
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from torch import Tensor
 from duskfuse.data.colour import luminance
 from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.distill.pseudo_label import pseudo_label
-from duskfuse.distill.recipe import FusionField, Owner
+from duskfuse.distill.recipe import ContrastiveConfig, FusionField, Owner
 from duskfuse.tasks.encoders import FeatureEncoder
 from duskfuse.tasks.segmenter import Segmenter
 from duskfuse.teachers.conditional_diffusion import sample_fused
@@ -60,6 +60,11 @@ class Batch:
     def vis_y(self) -> Tensor:
         """Visible luminance, ``[B, 1, H, W]``."""
         return luminance(self.vis)
+
+    @cached_property
+    def derived(self) -> dict[Hashable, Any]:
+        """What terms made of this batch alone, by keys of their own: whoever looks at the same batch finds it."""
+        return {}
 
     @property
     def input_ir(self) -> Tensor:
@@ -121,10 +126,12 @@ class BatchContext:
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         *,
         segmenter: Segmenter | None = None,
+        contrastive: ContrastiveConfig | None = None,
         coupled: bool = False,
     ) -> None:
         self.batch = batch
         self.encoder, self.segmenter = encoder, segmenter
+        self.contrastive = contrastive or ContrastiveConfig()
         self._networks = networks
         self._autocast = autocast
         self._coupled = coupled

@@ -107,7 +107,14 @@ class Engine:
         for other, network in self.networks.items():
             network.train(other is owner)
             network.requires_grad_(other is owner)
-        return BatchContext(batch, self.networks, self.encoder, self._autocast, segmenter=self.segmenter)
+        return BatchContext(
+            batch,
+            self.networks,
+            self.encoder,
+            self._autocast,
+            segmenter=self.segmenter,
+            contrastive=self.recipe.contrastive,
+        )
 
     def shown(self, owner: Owner) -> nn.Module:
         """The network as it is shown and exported: its running average where it has one."""

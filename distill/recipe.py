@@ -374,6 +374,31 @@ class SegmenterConfig(_Plain):
     """Class convention such as FMB-15; our own weights know theirs."""
 
 
+class Masking(StrEnum):
+    """Where the contrastive term applies its masks."""
+
+    IMAGE = "image"
+    """To the pictures: one encoding per mask, as SAGE does."""
+    FEATURE = "feature"
+    """To the feature maps: one encoding per picture, however many masks there are."""
+
+
+class Norm(StrEnum):
+    """What one Frobenius norm of the contrastive term runs over."""
+
+    SAMPLE = "sample"
+    """One mask of one sample: samples do not depend on each other."""
+    BATCH = "batch"
+    """One mask slot of the whole batch, as in SAGE's code."""
+
+
+class ContrastiveConfig(_Plain):
+    """The form of the contrastive term."""
+
+    masking: Masking = Masking.IMAGE
+    norm: Norm = Norm.SAMPLE
+
+
 class Precision(StrEnum):
     """Arithmetic of the networks' forward passes; losses are always float32."""
 
@@ -395,6 +420,7 @@ class Recipe(_Plain):
     main_network: MainNetworkConfig = MainNetworkConfig()
     encoder: EncoderConfig = EncoderConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO
     """Arithmetic of the forward passes; auto: bfloat16, or float16, on CUDA and float32 elsewhere."""

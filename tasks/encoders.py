@@ -8,7 +8,9 @@ its weights.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SAM_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 SAM_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+
+PART_PIXELS = 200_000
+"""Pixels that a CPU encodes at a time: four pictures of SAGE's crop, whose maps stay in its cache."""
 
 
 class FeatureEncoder(nn.Module, ABC):
@@ -45,7 +50,55 @@ class FeatureEncoder(nn.Module, ABC):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Instance-normalised maps of ``[B, 3, H, W]`` RGB in [0, 1]."""
-        return [F.instance_norm(layer) for layer in self.layers((image - self.mean) / self.std)]
+        return [F.instance_norm(layer) for layer in self.raw(image)]
+
+    def raw(self, image: Tensor) -> list[Tensor]:
+        """Maps of ``[B, 3, H, W]`` RGB in [0, 1] as the layers give them."""
+        return self.layers(torch.addcmul(-self.mean / self.std, image, 1 / self.std))
+
+    def parts(self, image: Tensor) -> Iterator[list[Tensor]]:
+        """Maps of consecutive parts of a batch ``[B, 3, H, W]``, not instance-normalised.
+
+        On a GPU there is one part. A CPU takes a few pictures at a time, which for many of them is faster than all at
+        once; the parts of two batches of one shape have the same lengths.
+        """
+        pictures = max(1, PART_PIXELS // image[0, 0].numel()) if image.device.type == "cpu" else len(image)
+        for part in torch.split(image, pictures):
+            yield self.raw(part)
+
+
+class _Filtering(torch.autograd.Function):
+    """Correlation of one channel with a bank of filters, whose gradient is as fast as itself.
+
+    torch's gradient of a convolution of one channel leaves most of a processor's lanes empty. Here a convolution with
+    stride s gives s × s neighbouring pixels of the gradient as channels, ten times faster on a CPU and more.
+    """
+
+    STRIDE = 4
+
+    @staticmethod
+    def adjoint(bank: Tensor) -> Tensor:
+        """Kernels ``[s², F, k + s − 1, k + s − 1]`` of the gradient of a bank ``[F, 1, k, k]``."""
+        stride, size = _Filtering.STRIDE, bank.shape[-1]
+        flipped = bank[:, 0].flip(1, 2)
+        kernels = bank.new_zeros(stride, stride, len(bank), size + stride - 1, size + stride - 1)
+        for y in range(stride):
+            for x in range(stride):
+                kernels[y, x, :, y : y + size, x : x + size] = flipped
+        return kernels.flatten(0, 1)
+
+    @staticmethod
+    def forward(ctx: Any, picture: Tensor, bank: Tensor, adjoint: Tensor) -> Tensor:
+        ctx.save_for_backward(adjoint)
+        ctx.size = picture.shape[-2:]
+        return F.conv2d(picture, bank)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (adjoint,), (height, width), stride = ctx.saved_tensors, ctx.size, _Filtering.STRIDE
+        border = adjoint.shape[-1] - stride
+        padded = F.pad(gradients[0], (border, border + -width % stride, border, border + -height % stride))
+        return F.pixel_shuffle(F.conv2d(padded, adjoint, stride=stride), stride)[..., :height, :width], None, None
 
 
 class FilterBank(FeatureEncoder):
@@ -56,6 +109,7 @@ class FilterBank(FeatureEncoder):
     """
 
     bank: Tensor
+    adjoint: Tensor
     SCALES = 3
     SIGMA = 1.4
 
@@ -69,6 +123,7 @@ class FilterBank(FeatureEncoder):
         second = [((x * a.cos() + y * a.sin()) ** 2 / self.SIGMA**2 - 1) * envelope for a in angles]
         bank = torch.stack([kernel - kernel.mean() for kernel in first + second])
         self.register_buffer("bank", (bank / bank.flatten(1).norm(dim=1)[:, None, None])[:, None])
+        self.register_buffer("adjoint", _Filtering.adjoint(self.bank))
 
     def layers(self, image: Tensor) -> list[Tensor]:
         """Eight responses of the mean channel per scale; every scale halves the picture."""
@@ -77,7 +132,8 @@ class FilterBank(FeatureEncoder):
             if scale and min(grey.shape[-2:]) >= 4:
                 grey = F.avg_pool2d(grey, 2)
             padded = F.pad(grey, [self.bank.shape[-1] // 2] * 4, mode="replicate")
-            maps.append(F.conv2d(padded, self.bank))
+            filtered: Tensor = _Filtering.apply(padded, self.bank, self.adjoint)
+            maps.append(filtered)
         return maps
 
 
@@ -89,11 +145,12 @@ class SqueezeNetEncoder(FeatureEncoder):
 
     def __init__(self, trunk: nn.Sequential) -> None:
         super().__init__(IMAGENET_MEAN, IMAGENET_STD)
-        self.trunk = trunk[: self.TAPS[-1] + 1]
+        self.trunk = trunk[: self.TAPS[-1] + 1].to(memory_format=torch.channels_last)
 
     def layers(self, image: Tensor) -> list[Tensor]:
         """Maps of 64, 128 and 256 channels."""
         maps = []
+        image = image.contiguous(memory_format=torch.channels_last)  # in it, a CPU pools several times faster
         for position, module in enumerate(self.trunk):
             image = module(image)
             if position in self.TAPS:

@@ -14,7 +14,7 @@ from duskfuse.distill.context import Batch, BatchContext, source_patches
 from duskfuse.distill.terms.contrastive import ABSOLUTE_FLOOR, DENOMINATOR_FLOOR, contrastive
 from duskfuse.distill.terms.distillation import features, gradient_triplet, pixel_triplet
 from duskfuse.distill.terms.fusion import gradient_max, intensity_max, sobel_magnitude, source_mse, ssim_sources
-from duskfuse.tasks.encoders import FeatureEncoder, FilterBank, SamEncoder, filter_encoder, squeezenet_encoder
+from duskfuse.tasks.encoders import FeatureEncoder, SamEncoder, filter_encoder, squeezenet_encoder
 
 
 def make_batch(seed: int = 0, size: int = 24, samples: int = 2, dtype: torch.dtype = torch.float32) -> Batch:
@@ -34,16 +34,6 @@ def context_of(batch: Batch, encoder: FeatureEncoder | None = None) -> BatchCont
 
 def fused(seed: int, size: int = 24, dtype: torch.dtype = torch.float32) -> FusionOutput:
     return FusionOutput(torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype))
-
-
-class CountingEncoder(FilterBank):
-    """The real bank, counting its calls."""
-
-    calls = 0
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        type(self).calls += 1
-        return super().forward(image)
 
 
 def slow_contrastive(o: Tensor, ref: Tensor, batch: Batch, encoder: FeatureEncoder) -> Tensor:
@@ -110,12 +100,6 @@ def test_batched_contrastive_equals_the_loop_in_value_and_gradient(seed: int) ->
         gradients.append(o.grad)
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     assert torch.allclose(gradients[0], gradients[1], atol=1e-5 * float(gradients[1].abs().max()))
-
-
-def test_contrastive_calls_the_encoder_once_with_and_once_without_a_graph() -> None:
-    CountingEncoder.calls = 0
-    contrastive(fused(1), fused(2), context_of(make_batch(), CountingEncoder().freeze()))
-    assert CountingEncoder.calls == 2
 
 
 def test_contrastive_of_empty_masks_is_exactly_zero_with_zero_gradient() -> None:
