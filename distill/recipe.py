@@ -396,7 +396,9 @@ class ContrastiveConfig(_Plain):
     """The form of the contrastive term."""
 
     masking: Masking = Masking.IMAGE
+    """Whether masks are applied to the pictures or, many times faster, to their feature maps."""
     norm: Norm = Norm.SAMPLE
+    """Whether distances are those of single samples or of the whole batch."""
 
 
 class Precision(StrEnum):
