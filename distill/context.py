@@ -7,7 +7,7 @@ so which network a term can move is visible in the recipe and testable from outs
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -127,11 +127,14 @@ class BatchContext:
         *,
         segmenter: Segmenter | None = None,
         contrastive: ContrastiveConfig | None = None,
+        perceptual: FeatureEncoder | None = None,
+        adapters: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
         coupled: bool = False,
     ) -> None:
         self.batch = batch
         self.encoder, self.segmenter = encoder, segmenter
         self.contrastive = contrastive or ContrastiveConfig()
+        self.perceptual, self.adapters = perceptual, adapters
         self._networks = networks
         self._autocast = autocast
         self._coupled = coupled
@@ -197,7 +200,7 @@ class BatchContext:
                 noisy = self._denoiser().add_noise(2 * target - 1, noise, timestep)
                 return FusionOutput((network(noisy, batch.vis_y, batch.ir, timestep) + 1) / 2)
             if owner is Owner.STUDENT:
-                vis = batch.input_vis if network.colour == Colour.RGB else batch.input_vis_y
+                vis = batch.input_vis if getattr(network, "colour", Colour.LUMA) == Colour.RGB else batch.input_vis_y
                 output: FusionOutput = network(vis, batch.input_ir)
             else:
                 vis_patches = source_patches(batch.vis_y, batch.masks_vis)

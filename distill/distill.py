@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from torch import nn
 
 from duskfuse import __version__
@@ -24,9 +25,11 @@ from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, set_quiet
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard, load_weights, read_card, save_weights
+from duskfuse.distill.adapters import build_adapters
 from duskfuse.distill.critics import naming_segmenter, with_segmenter
 from duskfuse.distill.dataset import TrainingPairs
 from duskfuse.distill.engine import Engine, needed_owners
+from duskfuse.distill.perceptual_network import with_perceptual
 from duskfuse.distill.processes import ALONE, Processes, joined_processes, training_device
 from duskfuse.distill.recipe import EncoderName, FusionField, Owner, Recipe, TermName, load_recipe
 from duskfuse.distill.run_folder import RunFolder
@@ -39,6 +42,12 @@ from duskfuse.teachers.denoiser import ConditionalDenoiser
 from duskfuse.teachers.denoiser_sizes import denoiser_config
 from duskfuse.teachers.main_network import MainNetwork
 from duskfuse.teachers.teacher_images import TeacherImages, open_teacher_images
+
+_SETTING_KEYS = {
+    Owner.STUDENT: {"": "student.settings."},
+    Owner.TEACHER: {"masks": "data.masks", "": "main_network."},
+}
+"""Where a recipe has the constructor arguments of a network, by their names; the empty name stands for all others."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +106,20 @@ def distill(
         processes.check(resolved.data)
         if not processes.first:
             set_quiet(True)
+        if not resume:
+            _check_given(resolved, init)
+        resolved, perceptual = with_perceptual(resolved)
         pairs = find_pairs(data, split=split, reading=reading)
         resolved, critic = with_segmenter(resolved, pairs)
         dataset = open_dataset(pairs, resolved, cache, masks, teacher, critic)
-        engine = build_engine(resolved, init, processes, critic)
+        engine = build_engine(resolved, init, processes, critic, perceptual)
         folder = RunFolder(out)
         if processes.first:
             folder.prepare(resolved, resume=resume, overwrite=overwrite)
         processes.wait()
         first = continue_run(engine, dataset, folder) if resume else 0
+        if resume and first == 0:
+            _check_given(resolved, init)  # the run was stopped before its first checkpoint
         started = time.monotonic()
         train(engine, dataset, folder, first)
         if processes.first:
@@ -151,14 +165,18 @@ def open_dataset(
 
 
 def build_engine(
-    recipe: Recipe, init: Sequence[Path], processes: Processes = ALONE, critic: Segmenter | None = None
+    recipe: Recipe,
+    init: Sequence[Path],
+    processes: Processes = ALONE,
+    critic: Segmenter | None = None,
+    perceptual: FeatureEncoder | None = None,
 ) -> Engine:
     """Networks of the recipe with the weights of ``init``, on the training device."""
     torch.manual_seed(recipe.seed)
     owners = needed_owners(recipe)
     networks: dict[Owner, nn.Module] = {}
     if Owner.TEACHER in owners:
-        networks[Owner.TEACHER] = MainNetwork(recipe.data.masks, width=recipe.main_network.width)
+        networks[Owner.TEACHER] = MainNetwork(recipe.data.masks, recipe.main_network.compat, recipe.main_network.width)
     if Owner.STUDENT in owners:
         networks[Owner.STUDENT] = build_student(recipe.student.architecture, recipe.student.settings)
     if Owner.DENOISER in owners:
@@ -166,9 +184,18 @@ def build_engine(
             denoiser_config(recipe.diffusion.size, recipe.diffusion.prediction)
         )
     for path in init:
-        _initialise(networks, architectures(recipe), path)
+        _initialise(networks, recipe, path)
     encoder = _build_encoder(recipe) if TermName.CONTRASTIVE in recipe.terms_used() else None
-    return Engine(recipe, networks, encoder, training_device(), processes, critic)
+    return Engine(
+        recipe,
+        networks,
+        encoder,
+        training_device(),
+        processes,
+        critic,
+        perceptual=perceptual,
+        adapters=build_adapters(recipe, networks),
+    )
 
 
 def architectures(recipe: Recipe) -> dict[Owner, str]:
@@ -180,16 +207,43 @@ def architectures(recipe: Recipe) -> dict[Owner, str]:
     }
 
 
-def _initialise(networks: dict[Owner, nn.Module], known: dict[Owner, str], path: Path) -> None:
+def _check_given(recipe: Recipe, init: Sequence[Path]) -> None:
+    """Refuse a recipe that looks at a network which nothing has trained."""
+    given = {read_card(path).architecture for path in init}
+    for owner in sorted(needed_owners(recipe)):
+        if owner not in recipe.optimisers and architectures(recipe)[owner] not in given:
+            raise InputError(
+                f"the recipe {recipe.name} compares with the {owner} and does not train it",
+                rule="a network that is only looked at must have been trained before",
+                remedy=f"give its weights, e.g. --init {owner}.safetensors",
+            )
+
+
+def _initialise(networks: dict[Owner, nn.Module], recipe: Recipe, path: Path) -> None:
     """Load one weight file into the network of its architecture."""
-    architecture = read_card(path).architecture
-    owner = next((owner for owner, name in known.items() if name == architecture), Owner.STUDENT)
+    card, known = read_card(path), architectures(recipe)
+    owner = next((owner for owner, name in known.items() if name == card.architecture), Owner.STUDENT)
     if owner not in networks:
         raise InputError(
-            f"{path} holds a {architecture}", rule=f"this recipe trains no {owner}", remedy="leave this --init out"
+            f"{path} holds a {card.architecture}", rule=f"this recipe has no {owner}", remedy="leave this --init out"
         )
+    if owner in _SETTING_KEYS and card.architecture == known[owner]:
+        _check_settings(path, dict(card.settings), owner, dict(networks[owner].settings))  # type: ignore[arg-type]
     load_weights(path, networks[owner], known[owner])
-    say(f"{owner} starts from {path}")
+    say(f"{owner} starts from {path}" if recipe.owner_steps(owner) else f"{owner}: {path}, not trained any further")
+
+
+def _check_settings(path: Path, given: dict[str, JsonValue], owner: Owner, built: dict[str, JsonValue]) -> None:
+    """Refuse weights of a network that was built in another way: they may load all the same and mean something else."""
+    others = [name for name, value in given.items() if built.get(name) != value]
+    if others:
+        keys = _SETTING_KEYS[owner]
+        raise InputError(
+            f"{path} is a {owner} of {', '.join(f'{name} {given[name]}' for name in others)}, "
+            f"the recipe builds one of {', '.join(f'{name} {built.get(name)}' for name in others)}",
+            rule="weights go into a network of the same settings",
+            remedy="say " + " ".join(f"--set {keys.get(name, keys[''] + name)}={given[name]}" for name in others),
+        )
 
 
 def _build_encoder(recipe: Recipe) -> FeatureEncoder:

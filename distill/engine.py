@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from duskfuse.data.errors import DivergenceError, InputError, TrainingError
+from duskfuse.distill.adapters import FeatureAdapters
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.optimisers import build_average, build_optimiser
 from duskfuse.distill.processes import ALONE, Processes
@@ -64,6 +65,9 @@ class Engine:
         device: torch.device,
         processes: Processes = ALONE,
         segmenter: Segmenter | None = None,
+        *,
+        perceptual: FeatureEncoder | None = None,
+        adapters: FeatureAdapters | None = None,
     ) -> None:
         self.recipe, self.device, self.processes = recipe, device, processes
         # channels_last: convolutions on a CPU run several times faster in it, and no slower on a GPU.
@@ -73,8 +77,10 @@ class Engine:
         }
         self.encoder = None if encoder is None else encoder.to(device)
         self.segmenter = None if segmenter is None else segmenter.to(device)
+        self.perceptual = None if perceptual is None else perceptual.to(device)
+        self.adapters = None if adapters is None else adapters.to(device)
         trained = [owner for owner in recipe.optimisers if owner in networks]
-        self.optimisers = {owner: build_optimiser(recipe.optimisers[owner], self.networks[owner]) for owner in trained}
+        self.optimisers = {owner: build_optimiser(recipe.optimisers[owner], self._moved(owner)) for owner in trained}
         decays = {owner: recipe.optimisers[owner].ema for owner in trained}
         self.averages = {
             owner: build_average(self.networks[owner], decay) for owner, decay in decays.items() if decay is not None
@@ -96,7 +102,7 @@ class Engine:
         """Make one update of the kind ``step`` with the samples of batch ``number``, by default at the rate due now."""
         config = self.recipe.steps[step]
         torch.manual_seed(_seed(self.recipe.seed, number, self.processes.rank))  # so that a resumed run draws the same
-        self.networks[config.owner].zero_grad(set_to_none=True)
+        self._moved(config.owner).zero_grad(set_to_none=True)
         with _naming_memory(f"the {step} step at batch {number}"):
             parts = [self._backward(config, micro, number) for micro in batch.split(self.recipe.data.accumulate)]
             lr, norm = self._update(config.owner, lr)
@@ -106,15 +112,8 @@ class Engine:
         """The batch with only ``owner`` live: it trains, everything else is frozen and in evaluation mode."""
         for other, network in self.networks.items():
             network.train(other is owner)
-            network.requires_grad_(other is owner)
-        return BatchContext(
-            batch,
-            self.networks,
-            self.encoder,
-            self._autocast,
-            segmenter=self.segmenter,
-            contrastive=self.recipe.contrastive,
-        )
+            self._moved(other).requires_grad_(other is owner)
+        return self._context(batch, self.networks)
 
     def shown(self, owner: Owner) -> nn.Module:
         """The network as it is shown and exported: its running average where it has one."""
@@ -124,7 +123,25 @@ class Engine:
     def preview(self, batch: Batch) -> BatchContext:
         """The batch with every network as it is shown, frozen and in evaluation mode."""
         networks = {owner: self.shown(owner).eval().requires_grad_(False) for owner in self.networks}
-        return BatchContext(batch.to(self.device), networks, self.encoder, self._autocast)
+        return self._context(batch.to(self.device), networks)
+
+    def _context(self, batch: Batch, networks: dict[Owner, nn.Module]) -> BatchContext:
+        return BatchContext(
+            batch,
+            networks,
+            self.encoder,
+            self._autocast,
+            segmenter=self.segmenter,
+            contrastive=self.recipe.contrastive,
+            perceptual=self.perceptual,
+            adapters=self.adapters,
+        )
+
+    def _moved(self, owner: Owner) -> nn.Module:
+        """Everything that the owner's optimiser moves: its network and, for the student, the adapters of its taps."""
+        if owner is Owner.STUDENT and self.adapters is not None:
+            return nn.ModuleList([self.networks[owner], self.adapters])
+        return self.networks[owner]
 
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self._dtype is None else torch.autocast(self.device.type, dtype=self._dtype)
@@ -137,7 +154,8 @@ class Engine:
         terms = self._terms(config, context, number)
         done = self.steps_done[config.owner]
         weighted = {name: ramped_weight(config.terms[name], done) * value for name, value in terms.items()}
-        loss = torch.stack(list(weighted.values())).sum()
+        nothing = context.field(config.live).y.sum() * 0  # where no term has a weight yet
+        loss = torch.stack(list(weighted.values()) or [nothing]).sum()
         every = self.recipe.gradient_norms_every
         gradients = self._term_gradients(config.owner, weighted) if every and done % every == 0 else None
         self._scaler.scale(loss / self.recipe.data.accumulate).backward()  # type: ignore[no-untyped-call]
@@ -146,7 +164,9 @@ class Engine:
 
     def _terms(self, config: StepConfig, context: BatchContext, number: int) -> dict[TermName, Tensor]:
         values = {}
-        for name in config.terms:
+        for name, term in config.terms.items():
+            if ramped_weight(term, self.steps_done[config.owner]) == 0:
+                continue
             with _naming_memory(f"term {name} at batch {number}"):
                 live, reference = context.field(config.live), config.reference(name)
                 if reference is None:
@@ -175,13 +195,13 @@ class Engine:
     def _update(self, owner: Owner, lr: float | None) -> tuple[float, float]:
         """Clip the gradient that was gathered and move the owner by it; its rate and the norm before clipping."""
         optimiser, config = self.optimisers[owner], self.recipe.optimisers[owner]
-        network = self.networks[owner]
+        network, parameters = self.networks[owner], list(self._moved(owner).parameters())
         rate = learning_rate(config, self.steps_done[owner], self.steps_total[owner]) if lr is None else lr
         for group in optimiser.param_groups:
             group["lr"] = rate
-        self.processes.average([p.grad for p in network.parameters() if p.grad is not None])
+        self.processes.average([p.grad for p in parameters if p.grad is not None])
         self._scaler.unscale_(optimiser)
-        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         if not torch.isfinite(norm) and not self._scaler.is_enabled():
             raise DivergenceError(
                 f"the gradient of the {owner} became {float(norm)} at its step {self.steps_done[owner]}",
@@ -225,12 +245,15 @@ class Engine:
             "optimisers": {owner.value: optimiser.state_dict() for owner, optimiser in self.optimisers.items()},
             "steps_done": {owner.value: done for owner, done in self.steps_done.items()},
             "scaler": self._scaler.state_dict(),
+            "adapters": {} if self.adapters is None else self.adapters.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict``."""
         for owner, network in self.networks.items():
             network.load_state_dict(state["networks"][owner.value])
+        if self.adapters is not None:
+            self.adapters.load_state_dict(state["adapters"])
         for owner, average in self.averages.items():
             average.load_state_dict(state["averages"][owner.value])
         for owner, optimiser in self.optimisers.items():
@@ -285,7 +308,7 @@ def ramped_weight(term: TermConfig, step: int) -> float:
 
 
 def _batch_error(config: StepConfig, context: BatchContext) -> Tensor | None:
-    references = [field for field in map(config.reference, config.terms) if field is not None]
+    references = [field for field in map(config.reference, config.active) if field is not None]
     if not references:
         return None
     with torch.no_grad():

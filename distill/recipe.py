@@ -56,14 +56,17 @@ class TermName(StrEnum):
     GRADIENT_TRIPLET = "gradient_triplet"
     CONTRASTIVE = "contrastive"
     FEATURES = "features"
+    FEATURE_ADAPTERS = "feature_adapters"
     PIXEL_REFERENCE = "pixel_reference"
+    PIXEL_AFFINE = "pixel_affine"
+    PERCEPTUAL = "perceptual"
     SSIM_REFERENCE = "ssim_reference"
     GRADIENT_REFERENCE = "gradient_reference"
     DENOISING = "denoising"
     SEGMENTATION = "segmentation"
 
 
-NEEDS_TAPS = frozenset({TermName.FEATURES})
+NEEDS_TAPS = frozenset({TermName.FEATURES, TermName.FEATURE_ADAPTERS})
 WITHOUT_REFERENCE = frozenset(
     {
         TermName.SOURCE_MSE,
@@ -118,6 +121,11 @@ class StepConfig(_Plain):
             return None
         return self.terms[term].reference or DEFAULT_REFERENCES[self.owner]
 
+    @property
+    def active(self) -> dict[TermName, TermConfig]:
+        """Terms that ever have a weight; the others are not computed and need nothing."""
+        return {name: term for name, term in self.terms.items() if term.weight > 0}
+
     @model_validator(mode="before")
     @classmethod
     def _numbers_are_weights(cls, values: Any) -> Any:
@@ -140,7 +148,14 @@ class StepConfig(_Plain):
                     "remove the term or use reference: teacher_sg"
                 )
             self._check_denoiser(name, reference)
+        self._check_adapters()
         return self
+
+    def _check_adapters(self) -> None:
+        if TermName.FEATURE_ADAPTERS in self.terms and self.owner is not Owner.STUDENT:
+            raise ValueError(
+                f"term {TermName.FEATURE_ADAPTERS} moves the student and its adapters, not the {self.owner}: remove it"
+            )
 
     def _check_denoiser(self, name: TermName, reference: FusionField | None) -> None:
         denoiser = self.owner is Owner.DENOISER
@@ -317,6 +332,8 @@ class MainNetworkConfig(_Plain):
 
     width: Annotated[int, Field(gt=0, multiple_of=4)] = WIDTH
     """Channels of its streams; the published 64, or less where a CPU must train it."""
+    compat: bool = False
+    """The published form, for published weights."""
 
 
 class StudentConfig(_Plain):
@@ -401,6 +418,20 @@ class ContrastiveConfig(_Plain):
     """Whether distances are those of single samples or of the whole batch."""
 
 
+class PerceptualName(StrEnum):
+    """Frozen networks through which the perceptual term looks."""
+
+    VGG = "vgg"
+    SQUEEZENET = "squeezenet"
+
+
+class PerceptualConfig(_Plain):
+    """The network of the perceptual term; without a file torchvision's weights are fetched."""
+
+    network: PerceptualName = PerceptualName.VGG
+    weights: Path | None = None
+
+
 class Precision(StrEnum):
     """Arithmetic of the networks' forward passes; losses are always float32."""
 
@@ -423,6 +454,7 @@ class Recipe(_Plain):
     encoder: EncoderConfig = EncoderConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO
     """Arithmetic of the forward passes; auto: bfloat16, or float16, on CUDA and float32 elsewhere."""
@@ -499,13 +531,13 @@ class Recipe(_Plain):
         fields: set[FusionField] = set()
         for name in {step for phase in self.phases for step in phase.cycle}:
             step = self.steps[name]
-            references = {step.reference(term) for term in step.terms}
+            references = {step.reference(term) for term in step.active}
             fields |= {step.live} | {field for field in references if field is not None}
         return fields
 
     def terms_used(self) -> set[TermName]:
         """Every term that some step of some phase computes."""
-        return {term for phase in self.phases for step in phase.cycle for term in self.steps[step].terms}
+        return {term for phase in self.phases for step in phase.cycle for term in self.steps[step].active}
 
     def without(self, term: TermName) -> Recipe:
         """The same recipe with one term left out of every step; InputError where a step would have none."""

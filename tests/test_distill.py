@@ -172,7 +172,7 @@ def test_init_of_another_architecture_is_refused(dataset: Path, cache: Path, fin
     for files in find_pairs(dataset):
         write_picture(tmp_path / "visible" / f"{files.name}.png", files.vis.read())
     cache_teacher(dataset, teacher=tmp_path / "visible", cache=cache)
-    with pytest.raises(InputError, match="trains no teacher"):
+    with pytest.raises(InputError, match="has no teacher"):
         distill(
             dataset,
             out=tmp_path / "out",

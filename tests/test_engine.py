@@ -10,6 +10,7 @@ import torch
 
 from duskfuse.data.class_conventions import convention_named
 from duskfuse.data.errors import TrainingError
+from duskfuse.distill.adapters import FeatureAdapters
 from duskfuse.distill.context import Batch, source_patches
 from duskfuse.distill.engine import Engine, needed_owners, ramped_weight
 from duskfuse.distill.recipe import FusionField, Owner, Recipe, TermConfig, TermName, load_recipe
@@ -32,7 +33,15 @@ def make_engine(recipe: Recipe) -> Engine:
     torch.manual_seed(0)
     networks = {Owner.TEACHER: MainNetwork(), Owner.STUDENT: UNetStudent()}
     critic = new_segmenter(convention_named("MFNet-9")).freeze()
-    return Engine(recipe, networks, filter_encoder(), CPU, segmenter=critic)
+    return Engine(
+        recipe,
+        networks,
+        filter_encoder(),
+        CPU,
+        segmenter=critic,
+        perceptual=filter_encoder(),
+        adapters=FeatureAdapters([32] * 5, [32] * 5),
+    )
 
 
 def make_batch(seed: int = 0, size: int = 16) -> Batch:

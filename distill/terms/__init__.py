@@ -12,14 +12,17 @@ from duskfuse.distill.recipe import TermName
 from duskfuse.distill.terms.contrastive import contrastive
 from duskfuse.distill.terms.diffusion import denoising
 from duskfuse.distill.terms.distillation import (
+    feature_adapters,
     features,
     gradient_reference,
     gradient_triplet,
+    pixel_affine,
     pixel_reference,
     pixel_triplet,
     ssim_reference,
 )
 from duskfuse.distill.terms.fusion import gradient_max, intensity_max, source_mse, ssim_sources
+from duskfuse.distill.terms.perceptual import perceptual
 from duskfuse.distill.terms.segmentation import segmentation
 
 SourceTerm = Callable[[FusionOutput, BatchContext], Tensor]
@@ -37,7 +40,10 @@ REFERENCE_TERMS: dict[TermName, ReferenceTerm] = {
     TermName.GRADIENT_TRIPLET: gradient_triplet,
     TermName.CONTRASTIVE: contrastive,
     TermName.FEATURES: features,
+    TermName.FEATURE_ADAPTERS: feature_adapters,
     TermName.PIXEL_REFERENCE: pixel_reference,
+    TermName.PIXEL_AFFINE: pixel_affine,
+    TermName.PERCEPTUAL: perceptual,
     TermName.SSIM_REFERENCE: ssim_reference,
     TermName.GRADIENT_REFERENCE: gradient_reference,
     TermName.DENOISING: denoising,

@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from duskfuse.data.colour import recombine
 from duskfuse.data.fuser import FusionOutput
 from duskfuse.distill.context import BatchContext
 from duskfuse.distill.terms.fusion import sobel_magnitude, source_gradient, structural_similarity
 
 NORM_FLOOR = 1e-8
+VARIANCE_FLOOR = 1e-10
 
 
 def pixel_triplet(fused: FusionOutput, reference: FusionOutput, context: BatchContext) -> Tensor:
@@ -46,9 +48,45 @@ def _cosine(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(both_zero, torch.ones_like(cosine), cosine)
 
 
+def feature_adapters(fused: FusionOutput, reference: FusionOutput, context: BatchContext) -> Tensor:
+    """`features` for taps of other widths or sizes: the student's go through its adapters, the others' are pooled.
+
+    0 for equal directions, at most 2 per tap.
+    """
+    if context.adapters is None:
+        raise ValueError("the feature term needs adapters")
+    distances = [
+        1 - _cosine(ours.flatten(1), F.adaptive_avg_pool2d(theirs, (ours.shape[-2], ours.shape[-1])).flatten(1)).mean()
+        for ours, theirs in zip(context.adapters(fused.taps), reference.taps, strict=True)
+    ]
+    return torch.stack(distances).sum()
+
+
+def compared_pictures(fused: FusionOutput, reference: FusionOutput, context: BatchContext) -> tuple[Tensor, Tensor]:
+    """Both pictures as the fused one is: luminance, or RGB, where a reference of luminance gets the visible chroma."""
+    if fused.rgb is None:
+        return fused.y, reference.y
+    return fused.rgb, recombine(reference.y, context.batch.vis) if reference.rgb is None else reference.rgb
+
+
 def pixel_reference(fused: FusionOutput, reference: FusionOutput, context: BatchContext) -> Tensor:
-    """L1(o, ref): plain distillation of the luminance."""
-    return F.l1_loss(fused.y, reference.y)
+    """L1(o, ref): plain distillation of the luminance, or of the colours of a student that makes them."""
+    return F.l1_loss(*compared_pictures(fused, reference, context))
+
+
+def pixel_affine(fused: FusionOutput, reference: FusionOutput, context: BatchContext) -> Tensor:
+    """L1(o, a·ref + b) with the a ≥ 0 and b of each sample that bring ref nearest to o (least squares).
+
+    For references whose contrast was stretched: another scale or offset of ref changes nothing. It says nothing about
+    the brightness and contrast of o either, so it needs a term beside it that does, such as ``intensity_max``. At the
+    best a and b the squared error does not change with them: they are taken as constants.
+    """
+    picture, wanted = fused.y.flatten(1), reference.y.flatten(1)
+    mean, mean_wanted = picture.mean(dim=1, keepdim=True), wanted.mean(dim=1, keepdim=True)
+    centred = wanted - mean_wanted
+    covariance = (centred * (picture - mean)).mean(dim=1, keepdim=True)
+    scale = covariance.clamp_min(0) / centred.square().mean(dim=1, keepdim=True).clamp_min(VARIANCE_FLOOR)
+    return F.l1_loss(picture, scale.detach() * centred + mean.detach())
 
 
 def gradient_reference(fused: FusionOutput, reference: FusionOutput, context: BatchContext) -> Tensor:

@@ -65,7 +65,9 @@ def _curves(records: Sequence[dict[str, Any]]) -> list[Html]:
     for step, updates in _by_step(records).items():
         batches = [update["batch"] for update in updates]
         series = {"loss": _smoothed(batches, [update["loss"] for update in updates])}
-        series |= {term: _smoothed(batches, [u["terms"][term] for u in updates]) for term in updates[0]["terms"]}
+        for term in updates[-1]["terms"]:  # a term may come in later than others
+            having = [update for update in updates if term in update["terms"]]
+            series[term] = _smoothed([u["batch"] for u in having], [u["terms"][term] for u in having])
         parts += [subheading(step), line_chart_svg(series, "batch", "weighted loss and terms before their weights")]
     compared = [
         record for record in records if record["psnr_to_reference"] is not None and record["owner"] == "student"
