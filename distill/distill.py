@@ -107,7 +107,7 @@ def distill(
         if not processes.first:
             set_quiet(True)
         if not resume:
-            _check_given(resolved, init)
+            check_given(resolved, init)
         resolved, perceptual = with_perceptual(resolved)
         pairs = find_pairs(data, split=split, reading=reading)
         resolved, critic = with_segmenter(resolved, pairs)
@@ -119,7 +119,7 @@ def distill(
         processes.wait()
         first = continue_run(engine, dataset, folder) if resume else 0
         if resume and first == 0:
-            _check_given(resolved, init)  # the run was stopped before its first checkpoint
+            check_given(resolved, init)  # the run was stopped before its first checkpoint
         started = time.monotonic()
         train(engine, dataset, folder, first)
         if processes.first:
@@ -207,7 +207,7 @@ def architectures(recipe: Recipe) -> dict[Owner, str]:
     }
 
 
-def _check_given(recipe: Recipe, init: Sequence[Path]) -> None:
+def check_given(recipe: Recipe, init: Sequence[Path]) -> None:
     """Refuse a recipe that looks at a network which nothing has trained."""
     given = {read_card(path).architecture for path in init}
     for owner in sorted(needed_owners(recipe)):

@@ -25,10 +25,12 @@ from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
 from duskfuse.distill.context import Batch
+from duskfuse.distill.critics import with_segmenter
 from duskfuse.distill.dataset import load_batches
-from duskfuse.distill.distill import build_engine, open_dataset, with_encoder
+from duskfuse.distill.distill import build_engine, check_given, open_dataset, with_encoder
 from duskfuse.distill.engine import Engine
 from duskfuse.distill.learning_rate_plot import plot_rates
+from duskfuse.distill.perceptual_network import with_perceptual
 from duskfuse.distill.recipe import EncoderName, Owner, Recipe, load_recipe
 
 LOWEST, HIGHEST, UPDATES = 1e-6, 1.0, 100
@@ -90,8 +92,12 @@ def find_lr(
     files = [out / f"learning_rate_{owner.value}.{suffix}" for suffix in ("json", "png")]
     if not overwrite and (there := [file for file in files if file.exists()]):
         raise InputError(f"{there[0]} exists", remedy="say --overwrite to replace it, or name another --out")
-    dataset = open_dataset(find_pairs(data, split=split, reading=reading), resolved, cache, masks, teacher)
-    engine = build_engine(resolved, init)
+    pairs = find_pairs(data, split=split, reading=reading)
+    check_given(resolved, init)
+    resolved, perceptual = with_perceptual(resolved)
+    resolved, critic = with_segmenter(resolved, pairs)
+    dataset = open_dataset(pairs, resolved, cache, masks, teacher, critic)
+    engine = build_engine(resolved, init, critic=critic, perceptual=perceptual)
     rates = [float(rate) for rate in np.geomspace(LOWEST, HIGHEST, UPDATES)]
     batches = load_batches(dataset, resolved.data, 0, len(rates))
     losses = sweep_rates(engine, step, track(batches, f"find-lr {owner}", total=len(rates)), rates)

@@ -426,10 +426,13 @@ class PerceptualName(StrEnum):
 
 
 class PerceptualConfig(_Plain):
-    """The network of the perceptual term; without a file torchvision's weights are fetched."""
+    """The network of the perceptual term."""
 
     network: PerceptualName = PerceptualName.VGG
+    """VGG-16 up to relu4_3, or SqueezeNet 1.1."""
     weights: Path | None = None
+    """A safetensors file or state dict of torchvision's names; without one torchvision's weights are fetched, and where
+    that fails the term is left out."""
 
 
 class Precision(StrEnum):
