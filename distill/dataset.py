@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from duskfuse.data.class_conventions import Convention, read_counted_label
 from duskfuse.data.class_tables import IGNORED
 from duskfuse.data.geometry import GeometricDraw, draw_crop, pad_to
+from duskfuse.data.images import file_sha256
 from duskfuse.data.pair import Pair
 from duskfuse.data.pair_files import PairFiles, read_pair
 from duskfuse.data.priors.cache import PriorStore, pair_key
@@ -65,11 +66,12 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         teacher: TeacherImages | None = None,
         noise: bool = False,
         labels: Convention | None = None,
+        read: Callable[[PairFiles], Pair] = read_pair,
     ) -> None:
         self.pairs = list(pairs)
         self._noise = noise
         self._config, self._seed = config, seed
-        self._masks, self._teacher, self._labels = masks, teacher, labels
+        self._masks, self._teacher, self._labels, self._read = masks, teacher, labels, read
         self._keys = [files.prior_keys() for files in self.pairs]
         self._kept: dict[int, _Decoded] = {}
         self._kept_bytes = 0
@@ -82,9 +84,12 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         return f"{len(self.pairs)} pairs of the folder {folder}{teacher}{read_as}"
 
     def digest(self) -> str:
-        """Names everything that samples are made of besides the recipe: the pairs in their order, and the priors."""
+        """Names everything that samples are made of besides the recipe: the pairs in their order, priors, labels."""
         stores = [store.folder.name for store in (self._masks, self._teacher and self._teacher.store) if store]
-        return hashlib.sha256(json.dumps([self._keys, stores]).encode()).hexdigest()
+        labels = []
+        if self._labels is not None:
+            labels = [None if files.label is None else file_sha256(files.label) for files in self.pairs]
+        return hashlib.sha256(json.dumps([self._keys, stores, labels]).encode()).hexdigest()
 
     def position(self, number: int) -> int:
         """Which pair sample ``number`` shows: every epoch is a fresh permutation of all pairs."""
@@ -130,7 +135,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         if kept is not None:
             return kept
         files = self.pairs[position]
-        pair = read_pair(replace(files, label=None, boxes=None, saliency=None))
+        pair = self._read(replace(files, label=None, boxes=None, saliency=None))
         label = None if self._labels is None else _label(files, pair.size, self._labels)
         teacher = None if self._teacher is None else self._teacher.get(pair_key(*self._keys[position]))
         worker = get_worker_info()

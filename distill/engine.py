@@ -87,7 +87,7 @@ class Engine:
         }
         self.steps_done = dict.fromkeys(self.optimisers, 0)
         self.steps_total = {owner: recipe.owner_steps(owner) for owner in self.optimisers}
-        self._dtype = _autocast_dtype(recipe.precision, device)
+        self._dtype = autocast_dtype(recipe.precision, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         if recipe.compile:
             for network in self.networks.values():
@@ -315,7 +315,8 @@ def _batch_error(config: StepConfig, context: BatchContext) -> Tensor | None:
         return (context.field(config.live).y - context.field(references[0]).y).square().mean()
 
 
-def _autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """Type of the forward passes under autocast, None for float32; InputError where the device cannot do it."""
     if precision is Precision.AUTO:
         if device.type != "cuda":
             return None

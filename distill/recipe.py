@@ -567,7 +567,7 @@ def load_recipe(recipe: str | Path, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe by name or file, apply ``key.path=value`` changes and validate the result."""
     values = _read(recipe)
     for change in changes:
-        _apply(values, change)
+        apply_change(values, change)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -599,7 +599,7 @@ def _read(recipe: str | Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], change: str) -> None:
+def apply_change(values: dict[str, Any], change: str) -> None:
     """Apply one ``a.b.0.c=value``; the value is read as YAML, list items are named by their number."""
     path, separator, text = change.partition("=")
     if not separator or not path:

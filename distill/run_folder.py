@@ -22,14 +22,13 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from duskfuse import __version__
 from duskfuse.data.atomic import abandoned, write_atomically
 from duskfuse.data.errors import InputError
 from duskfuse.data.progress import say
 from duskfuse.distill.engine import StepResult
-from duskfuse.distill.recipe import Recipe
 
 RECIPE_FILE = "recipe.yaml"
 CHECKPOINTS_KEPT = 2
@@ -46,7 +45,7 @@ class RunFolder:
         self.checkpoints = out / "checkpoints"
         self.metrics = out / "metrics.jsonl"
 
-    def prepare(self, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    def prepare(self, recipe: BaseModel, *, resume: bool, overwrite: bool) -> None:
         """Make the folder ready for a new or a resumed run, or say why it cannot be used."""
         if self.out.is_dir():
             for path in abandoned(self.out):
@@ -83,7 +82,7 @@ class RunFolder:
             elif path.name != RECIPE_FILE:
                 path.unlink()
 
-    def _check_resumable(self, recipe: Recipe) -> None:
+    def _check_resumable(self, recipe: BaseModel) -> None:
         file = self.out / RECIPE_FILE
         if not file.is_file():
             raise InputError(
@@ -92,7 +91,7 @@ class RunFolder:
                 remedy="start the run without --resume",
             )
         try:
-            before = Recipe.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+            before = type(recipe).model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
         except (ValidationError, yaml.YAMLError) as error:
             raise InputError(
                 f"{file} is not a recipe of this version ({str(error).splitlines()[0]})",
@@ -182,15 +181,21 @@ class MetricsLog:
         norms = result.term_gradient_norms or {}
         if norms:
             record["term_gradient_norms"] = {name.value: norm for name, norm in norms.items()}
+        scalars = {
+            f"{result.step}/loss": result.loss,
+            f"{result.step}/lr": result.lr,
+            **{f"{result.step}/{name.value}": value for name, value in result.terms.items()},
+            **{f"{result.step}/gradient norm of {name.value}": norm for name, norm in norms.items()},
+            "share of time waiting for data": waiting / seconds,
+        }
+        self.append(record, scalars)
+
+    def append(self, record: Mapping[str, Any], scalars: Mapping[str, float]) -> None:
+        """Write one line, which has the number of its ``batch``, and the ``scalars`` to TensorBoard."""
         self._stream.write(json.dumps(record) + "\n")
         if self._board is not None:
-            self._board.add_scalar(f"{result.step}/loss", result.loss, result.batch)
-            self._board.add_scalar(f"{result.step}/lr", result.lr, result.batch)
-            for name, value in result.terms.items():
-                self._board.add_scalar(f"{result.step}/{name.value}", value, result.batch)
-            for name, norm in norms.items():
-                self._board.add_scalar(f"{result.step}/gradient norm of {name.value}", norm, result.batch)
-            self._board.add_scalar("share of time waiting for data", waiting / seconds, result.batch)
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, record["batch"])
 
     def picture(self, name: str, rgb: Any, batch: int) -> None:
         """Show a sample grid, uint8 ``[H, W, 3]``, in TensorBoard too."""
@@ -231,7 +236,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _recipe_text(recipe: Recipe) -> str:
+def _recipe_text(recipe: BaseModel) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 

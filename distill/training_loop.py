@@ -55,9 +55,9 @@ def train(engine: Engine, dataset: TrainingPairs, folder: RunFolder, first: int)
             stack.callback(log.close)
             if first == 0:
                 _save(engine, dataset, folder, 0)  # keeps what --init gave
-        stop = stack.enter_context(_signals_between_updates())
+        stop = stack.enter_context(signals_between_updates())
         clock = time.monotonic()
-        for batch, waiting in _timed(shown):
+        for batch, waiting in timed(shown):
             _announce(recipe, done, first)
             result = engine.step(done, batch)
             done += 1
@@ -74,7 +74,7 @@ def train(engine: Engine, dataset: TrainingPairs, folder: RunFolder, first: int)
             clock = time.monotonic()
 
 
-def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
     """Each batch and the seconds that were spent waiting for it."""
     iterator = iter(batches)
     while True:
@@ -86,7 +86,7 @@ def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
 
 
 @contextmanager
-def _signals_between_updates() -> Iterator[list[int]]:
+def signals_between_updates() -> Iterator[list[int]]:
     """A list that fills when the process is asked to stop; asked a second time, it stops at once.
 
     An update that is broken off half way could not be repeated exactly.

@@ -278,6 +278,9 @@ def distill_command(
     teacher: Annotated[str | None, typer.Option(help="Which cached teacher to use.", show_default=False)] = None,
     encoder: Annotated[str | None, typer.Option(help="sam, squeezenet or filters.", show_default=False)] = None,
     encoder_weights: Annotated[Path | None, typer.Option(help="Weights of the encoder.", show_default=False)] = None,
+    segmenter: Annotated[
+        Path | None, typer.Option(help="Critic of the segmentation term; see train-task.", show_default=False)
+    ] = None,
     split: Split = None,
     reading: ReadingFile = None,
     as_json: Json = False,
@@ -303,6 +306,7 @@ def distill_command(
             teacher=teacher,
             encoder=None if encoder is None else _choice(EncoderName, encoder, "--encoder"),
             encoder_weights=encoder_weights,
+            segmenter=segmenter,
             split=split,
             reading=reading,
         )
@@ -359,6 +363,51 @@ def find_lr_command(
         if not as_json:
             shown = {key: value for key, value in shown.items() if not isinstance(value, list)}
         _show(shown, as_json)
+
+
+@app.command("train-task")
+def train_task_command(
+    task: Annotated[str, typer.Argument(help="segmentation", show_default=False)],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder.", show_default=False)],
+    classes: Annotated[
+        str | None,
+        typer.Option(help="What the ids of the labels mean, e.g. FMB-15; default: the dataset's.", show_default=False),
+    ] = None,
+    shown: Annotated[
+        str, typer.Option("--input", help="What the network sees: vis, ir, average or fused=FOLDER.")
+    ] = "vis",
+    trunk_weights: Annotated[
+        Path | None, typer.Option(help="SqueezeNet 1.1 weights for the encoder to start from.", show_default=False)
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change one number, e.g. batches=500; repeatable.", show_default=False),
+    ] = None,
+    split: Split = None,
+    reading: ReadingFile = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a small task network on labelled pairs: a critic for distill, a judge for evaluate."""
+    with _verb(as_json):
+        from duskfuse.distill.train_task import TaskName, train_task
+
+        report = train_task(
+            data,
+            task=_choice(TaskName, task, "task"),
+            out=out,
+            classes=classes,
+            shown=shown,
+            trunk_weights=trunk_weights,
+            changes=changes or (),
+            split=split,
+            reading=reading,
+            resume=resume,
+            overwrite=overwrite,
+        )
+        _show(report.to_json(), as_json, report.tables())
 
 
 @app.command("evaluate")
