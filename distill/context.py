@@ -14,12 +14,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duskfuse.data.colour import luminance
 from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.distill.pseudo_label import pseudo_label
 from duskfuse.distill.recipe import ContrastiveConfig, FusionField, Owner
+from duskfuse.distill.unrolled import Functional
 from duskfuse.tasks.encoders import FeatureEncoder
 from duskfuse.tasks.segmenter import Segmenter
 from duskfuse.teachers.conditional_diffusion import sample_fused
@@ -121,7 +122,7 @@ class BatchContext:
     def __init__(
         self,
         batch: Batch,
-        networks: Mapping[Owner, Callable[..., Any]],
+        networks: Mapping[Owner, nn.Module | Functional],
         encoder: FeatureEncoder | None = None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         *,

@@ -1,8 +1,9 @@
-"""The engine: first-order bi-level alternation (SAGE §7 A), one owner and one optimiser update at a time.
+"""The engine: bi-level alternation (SAGE §7), one owner and one optimiser update at a time.
 
 min over ω_s of L_s(S(ω_s); ω_m*) with ω_m* minimising L_m(M(ω_m); ω_s) is solved by alternating single steps,
 ω_m ← ω_m − η_m ∇L_m(ω_m; sg(ω_s)) and ω_s ← ω_s − η_s ∇L_s(ω_s; sg(ω_m)). Which step comes when is the recipe's matter;
-the engine freezes everything but the step's owner, computes its terms, guards against NaN and updates.
+the engine freezes everything but the step's owner, computes its terms, guards against NaN and updates. A step that the
+recipe unrolls takes its gradient through one step of the other network instead (`duskfuse.distill.unrolled`).
 
 The gradient of an update is the mean over the micro batches of ``data.accumulate`` and over all processes. Where every
 term is a mean over samples and no layer mixes samples, that is the gradient of the joined batch. BatchNorm normalises
@@ -13,9 +14,10 @@ the two differ a little.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,10 @@ from duskfuse.distill.adapters import FeatureAdapters
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.optimisers import build_average, build_optimiser
 from duskfuse.distill.processes import ALONE, Processes
-from duskfuse.distill.recipe import Owner, Precision, Recipe, StepConfig, TermConfig, TermName
+from duskfuse.distill.recipe import Owner, Precision, Recipe, StepConfig, TermConfig, TermName, UnrollConfig
 from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.terms import REFERENCE_TERMS, SOURCE_TERMS
+from duskfuse.distill.unrolled import Functional, Parameters, Randomness, hypergradient
 from duskfuse.tasks.encoders import FeatureEncoder
 from duskfuse.tasks.segmenter import Segmenter
 
@@ -52,6 +55,8 @@ class StepResult:
     """PSNR in dB between the owner's picture and the one it is compared with, on this batch."""
     term_gradient_norms: dict[TermName, float] | None = None
     """Norm of each weighted term's own gradient, before clipping, where it was measured."""
+    correction_ratio: float | None = None
+    """‖correction‖/‖direct‖ of an unrolled step: how much the look-ahead adds to the first-order gradient."""
 
 
 class Engine:
@@ -89,31 +94,56 @@ class Engine:
         self.steps_total = {owner: recipe.owner_steps(owner) for owner in self.optimisers}
         self._dtype = autocast_dtype(recipe.precision, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        if recipe.unrolls and self._scaler.is_enabled():
+            raise InputError(
+                f"an unrolled step, and precision {recipe.precision} is float16 on this device",
+                rule="the gradient scaling of float16 cannot follow a look-ahead",
+                remedy="set precision=float32",
+            )
         if recipe.compile:
             for network in self.networks.values():
                 network.compile()  # in place: names in checkpoints stay as they are
 
-    def step(self, number: int, batch: Batch) -> StepResult:
-        """Update the owner of batch ``number`` once, with ``data.accumulate`` micro batches joined in ``batch``."""
-        phase, step = self.recipe.step_at(number)
-        return self.update(step, number, batch, phase=phase)
+    def step(self, number: int, batch: Batch, following: Batch | None = None) -> StepResult:
+        """Update the owner of batch ``number`` once, with ``data.accumulate`` micro batches joined in ``batch``.
 
-    def update(self, step: str, number: int, batch: Batch, *, phase: str, lr: float | None = None) -> StepResult:
+        An unrolled step looks ahead on ``following``, batch ``number + 1``.
+        """
+        phase, step = self.recipe.step_at(number)
+        return self.update(step, number, batch, following, phase=phase)
+
+    def update(
+        self,
+        step: str,
+        number: int,
+        batch: Batch,
+        following: Batch | None = None,
+        *,
+        phase: str,
+        lr: float | None = None,
+    ) -> StepResult:
         """Make one update of the kind ``step`` with the samples of batch ``number``, by default at the rate due now."""
         config = self.recipe.steps[step]
         torch.manual_seed(_seed(self.recipe.seed, number, self.processes.rank))  # so that a resumed run draws the same
         self._moved(config.owner).zero_grad(set_to_none=True)
+        ratio = None
         with _naming_memory(f"the {step} step at batch {number}"):
-            parts = [self._backward(config, micro, number) for micro in batch.split(self.recipe.data.accumulate)]
+            if config.unroll is None:
+                parts = [self._backward(config, micro, number) for micro in self._micro_batches(config, batch)]
+            else:
+                parts, ratio = self._unrolled_backward(config, config.unroll, number, batch, following)
             lr, norm = self._update(config.owner, lr)
-        return self._result(phase, step, number, parts, lr, norm)
+        return replace(self._result(phase, step, number, parts, lr, norm), correction_ratio=ratio)
 
     def context(self, batch: Batch, owner: Owner) -> BatchContext:
         """The batch with only ``owner`` live: it trains, everything else is frozen and in evaluation mode."""
+        self._freeze_all_but(owner)
+        return self._context(batch, self.networks)
+
+    def _freeze_all_but(self, owner: Owner) -> None:
         for other, network in self.networks.items():
             network.train(other is owner)
             self._moved(other).requires_grad_(other is owner)
-        return self._context(batch, self.networks)
 
     def shown(self, owner: Owner) -> nn.Module:
         """The network as it is shown and exported: its running average where it has one."""
@@ -125,7 +155,9 @@ class Engine:
         networks = {owner: self.shown(owner).eval().requires_grad_(False) for owner in self.networks}
         return self._context(batch.to(self.device), networks)
 
-    def _context(self, batch: Batch, networks: dict[Owner, nn.Module]) -> BatchContext:
+    def _context(
+        self, batch: Batch, networks: Mapping[Owner, nn.Module | Functional], *, coupled: bool = False
+    ) -> BatchContext:
         return BatchContext(
             batch,
             networks,
@@ -135,6 +167,7 @@ class Engine:
             contrastive=self.recipe.contrastive,
             perceptual=self.perceptual,
             adapters=self.adapters,
+            coupled=coupled,
         )
 
     def _moved(self, owner: Owner) -> nn.Module:
@@ -146,21 +179,81 @@ class Engine:
     def _autocast(self) -> AbstractContextManager[object]:
         return nullcontext() if self._dtype is None else torch.autocast(self.device.type, dtype=self._dtype)
 
+    def _micro_batches(self, config: StepConfig, batch: Batch) -> Iterator[Batch]:
+        """The batch as this step sees it, in parts, on the device."""
+        # Another network's step looks at the student as a reference: at its best, not at a bad camera's picture.
+        seen = batch if config.owner is Owner.STUDENT else batch.clean()
+        return (micro.to(self.device) for micro in seen.split(self.recipe.data.accumulate))
+
     def _backward(self, config: StepConfig, micro: Batch, number: int) -> _Part:
         """Add the gradient of one micro batch to the owner's."""
-        # Another network's step looks at the student as a reference: at its best, not at a bad camera's picture.
-        batch = micro if config.owner is Owner.STUDENT else micro.clean()
-        context = self.context(batch.to(self.device), config.owner)
+        context = self.context(micro, config.owner)
+        loss, part = self._loss(config, context, number, list(self.networks[config.owner].parameters()))
+        self._scaler.scale(loss / self.recipe.data.accumulate).backward()  # type: ignore[no-untyped-call]
+        return part
+
+    def _loss(
+        self, config: StepConfig, context: BatchContext, number: int, parameters: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, _Part]:
+        """Weighted sum of the step's terms, and what there is to report of it; ``parameters`` are the owner's."""
         terms = self._terms(config, context, number)
         done = self.steps_done[config.owner]
         weighted = {name: ramped_weight(config.terms[name], done) * value for name, value in terms.items()}
         nothing = context.field(config.live).y.sum() * 0  # where no term has a weight yet
         loss = torch.stack(list(weighted.values()) or [nothing]).sum()
         every = self.recipe.gradient_norms_every
-        gradients = self._term_gradients(config.owner, weighted) if every and done % every == 0 else None
-        self._scaler.scale(loss / self.recipe.data.accumulate).backward()  # type: ignore[no-untyped-call]
-        error = _batch_error(config, context)
-        return _Part(torch.stack([loss.detach(), *(v.detach() for v in terms.values())]), list(terms), error, gradients)
+        gradients = self._term_gradients(parameters, weighted) if every and parameters and done % every == 0 else None
+        values = torch.stack([loss.detach(), *(v.detach() for v in terms.values())])
+        return loss, _Part(values, list(terms), _batch_error(config, context), gradients)
+
+    def _unrolled_backward(
+        self, config: StepConfig, unroll: UnrollConfig, number: int, batch: Batch, following: Batch | None
+    ) -> tuple[list[_Part], float]:
+        """Give the owner its gradient through the look-ahead; returns ‖correction‖/‖direct‖ of it, too.
+
+        The owner's own pass is that of a first-order step, and its BatchNorm learns from it. All passes of the other
+        step see the buffers as they were before, and draw the same random numbers.
+        """
+        if following is None:
+            raise ValueError("an unrolled step looks ahead on the batch after its own")
+        through, randomness, parts = self.recipe.steps[unroll.through], Randomness(self.device), []
+        own, other = self.networks[config.owner], self.networks[through.owner]
+        own_buffers, other_buffers = ({k: b.clone() for k, b in network.named_buffers()} for network in (own, other))
+
+        def upper_loss(micro: Batch, upper: Parameters, lower: Parameters) -> Tensor:
+            networks = {config.owner: Functional(own, upper), through.owner: Functional(other, lower, other_buffers)}
+            context = self._coupled(micro, config.owner, networks)
+            loss, part = self._loss(config, context, number, list(upper.values()))
+            parts.append(part)
+            return loss
+
+        def lower_loss(micro: Batch, upper: Parameters, lower: Parameters) -> Tensor:
+            networks = {
+                config.owner: Functional(own, upper, own_buffers),
+                through.owner: Functional(other, lower, other_buffers),
+            }
+            with randomness.replayed():
+                return self._loss(through, self._coupled(micro, through.owner, networks), number + 1)[0]
+
+        gradient = hypergradient(
+            [partial(upper_loss, micro) for micro in self._micro_batches(config, batch)],
+            [partial(lower_loss, micro) for micro in self._micro_batches(through, following)],
+            dict(own.named_parameters()),
+            dict(other.named_parameters()),
+            self._rate(through.owner) if unroll.xi is None else unroll.xi,
+            average=self.processes.average,
+        )
+        self._freeze_all_but(config.owner)
+        total = gradient.total
+        for name, parameter in own.named_parameters():
+            if name in total:
+                parameter.grad = torch.empty_like(parameter).copy_(total[name])
+        return parts, gradient.correction_ratio
+
+    def _coupled(self, batch: Batch, owner: Owner, networks: dict[Owner, Functional]) -> BatchContext:
+        """The batch with ``owner`` in training mode, and with graphs to both networks."""
+        self._freeze_all_but(owner)
+        return self._context(batch, {**self.networks, **networks}, coupled=True)
 
     def _terms(self, config: StepConfig, context: BatchContext, number: int) -> dict[TermName, Tensor]:
         values = {}
@@ -182,9 +275,8 @@ class Engine:
             values[name] = value
         return values
 
-    def _term_gradients(self, owner: Owner, weighted: dict[TermName, Tensor]) -> dict[TermName, Tensor]:
+    def _term_gradients(self, parameters: Sequence[Tensor], weighted: dict[TermName, Tensor]) -> dict[TermName, Tensor]:
         """Each weighted term's gradient with respect to the owner's parameters, flattened."""
-        parameters = list(self.networks[owner].parameters())
         gradients = {}
         for name, value in weighted.items():
             scaled = self._scaler.scale(value)
@@ -196,7 +288,7 @@ class Engine:
         """Clip the gradient that was gathered and move the owner by it; its rate and the norm before clipping."""
         optimiser, config = self.optimisers[owner], self.recipe.optimisers[owner]
         network, parameters = self.networks[owner], list(self._moved(owner).parameters())
-        rate = learning_rate(config, self.steps_done[owner], self.steps_total[owner]) if lr is None else lr
+        rate = self._rate(owner) if lr is None else lr
         for group in optimiser.param_groups:
             group["lr"] = rate
         self.processes.average([p.grad for p in parameters if p.grad is not None])
@@ -215,6 +307,10 @@ class Engine:
             self.averages[owner].update_parameters(network)
         self.steps_done[owner] += 1
         return rate, float(norm)
+
+    def _rate(self, owner: Owner) -> float:
+        """The learning rate of the owner's next update."""
+        return learning_rate(self.recipe.optimisers[owner], self.steps_done[owner], self.steps_total[owner])
 
     def _result(self, phase: str, step: str, number: int, parts: Sequence[_Part], lr: float, norm: float) -> StepResult:
         values = torch.stack([part.values for part in parts]).mean(dim=0)

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def find_lr(
     dataset = open_dataset(pairs, resolved, cache, masks, teacher, critic)
     engine = build_engine(resolved, init, critic=critic, perceptual=perceptual)
     rates = [float(rate) for rate in np.geomspace(LOWEST, HIGHEST, UPDATES)]
-    batches = load_batches(dataset, resolved.data, 0, len(rates))
+    batches = load_batches(dataset, resolved.data, 0, len(rates) + resolved.unrolls)
     losses = sweep_rates(engine, step, track(batches, f"find-lr {owner}", total=len(rates)), rates)
     rates = rates[: len(losses)]
     smoothed = smooth(losses)
@@ -128,8 +129,10 @@ def sweep_rates(engine: Engine, step: str, batches: Iterable[Batch], rates: Sequ
     generator = torch.get_rng_state()
     losses: list[float] = []
     try:
-        for number, (batch, rate) in enumerate(zip(batches, rates, strict=False)):
-            losses.append(engine.update(step, number, batch, phase="range", lr=rate).loss)
+        pairs = pairwise(chain(batches, [None]))
+        for number, ((batch, following), rate) in enumerate(zip(pairs, rates, strict=False)):
+            assert batch is not None
+            losses.append(engine.update(step, number, batch, following, phase="range", lr=rate).loss)
             smoothed = smooth(losses)
             if number >= SETTLED and smoothed[-1] > EXPLODED * min(smoothed):
                 break

@@ -102,6 +102,15 @@ class TermConfig(_Plain):
     """The weight grows linearly from 0 to its value between these two steps of the owner."""
 
 
+class UnrollConfig(_Plain):
+    """A look-ahead: the step's gradient is taken through one gradient step of another network (SAGE §7 B)."""
+
+    through: str
+    """That network's own step. It looks ahead on the batch after this step's, which is then its own to learn from."""
+    xi: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Length of the look-ahead, by default that network's learning rate at the time; 0 is first order."""
+
+
 class StepConfig(_Plain):
     """One kind of update: an owner and the terms that move it."""
 
@@ -109,6 +118,8 @@ class StepConfig(_Plain):
     """The network that this step moves; everything else is frozen."""
     terms: dict[TermName, TermConfig]
     """What the loss is summed of: a weight, or weight, reference and ramp."""
+    unroll: UnrollConfig | None = None
+    """Without it other networks count as constants: first order."""
 
     @property
     def live(self) -> FusionField:
@@ -125,6 +136,11 @@ class StepConfig(_Plain):
     def active(self) -> dict[TermName, TermConfig]:
         """Terms that ever have a weight; the others are not computed and need nothing."""
         return {name: term for name, term in self.terms.items() if term.weight > 0}
+
+    def looks_at(self, owner: Owner) -> bool:
+        """Whether some term compares with that network's output."""
+        references = {self.reference(term) for term in self.active}
+        return not references.isdisjoint(field for field in FusionField if field.value.removesuffix("_sg") == owner)
 
     @model_validator(mode="before")
     @classmethod
@@ -487,6 +503,34 @@ class Recipe(_Plain):
         return self
 
     @model_validator(mode="after")
+    def _unrolled_steps_fit(self) -> Recipe:
+        for name, step in self.steps.items():
+            if step.unroll is not None:
+                self._check_unrolled(name, step, step.unroll)
+        return self
+
+    def _check_unrolled(self, name: str, step: StepConfig, unroll: UnrollConfig) -> None:
+        through = self.steps.get(unroll.through)
+        if through is None:
+            raise ValueError(f"step {name!r} unrolls through {unroll.through!r}; steps are {', '.join(self.steps)}")
+        both = f"step {name!r} unrolls through step {unroll.through!r}"
+        if through.owner is step.owner:
+            raise ValueError(f"{both}, and both move the {step.owner}: name a step of another network")
+        for one, other in ((step, through), (through, step)):
+            if not one.looks_at(other.owner):
+                raise ValueError(
+                    f"{both}, but the {one.owner}'s terms never look at the {other.owner}, so the look-ahead would "
+                    "change nothing: give one of them a reference to it, or remove unroll"
+                )
+        for phase in self.phases:
+            if name in phase.cycle and unroll.through not in phase.cycle:
+                raise ValueError(f"{both}, which phase {phase.name} does not make: put it in the cycle too")
+        if TermName.FEATURE_ADAPTERS in step.active:
+            raise ValueError(f"{both}, and {TermName.FEATURE_ADAPTERS} moves adapters besides: remove one of the two")
+        if self.precision is Precision.FLOAT16:
+            raise ValueError(f"{both}, and the gradient scaling of float16 cannot follow: use bfloat16 or float32")
+
+    @model_validator(mode="after")
     def _one_target(self) -> Recipe:
         fields = self.fields_used()
         by_rule = self.diffusion.target is DenoiserTarget.PSEUDO_LABEL and FusionField.DENOISER_TARGET in fields
@@ -503,6 +547,11 @@ class Recipe(_Plain):
                 f"use at most {CACHED_JITTER:g}"
             )
         return self
+
+    @property
+    def unrolls(self) -> bool:
+        """Whether some step of some phase looks ahead, and so needs the batch after its own."""
+        return any(self.steps[step].unroll is not None for phase in self.phases for step in phase.cycle)
 
     @property
     def needs_teacher_pictures(self) -> bool:

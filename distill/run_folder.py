@@ -175,6 +175,7 @@ class MetricsLog:
             "lr": result.lr,
             "gradient_norm": result.gradient_norm if math.isfinite(result.gradient_norm) else None,
             "psnr_to_reference": result.psnr_to_reference,
+            "correction_ratio": result.correction_ratio,
             "seconds": round(seconds, 4),
             "waiting_seconds": round(waiting, 4),
         }
@@ -188,6 +189,8 @@ class MetricsLog:
             **{f"{result.step}/gradient norm of {name.value}": norm for name, norm in norms.items()},
             "share of time waiting for data": waiting / seconds,
         }
+        if result.correction_ratio is not None:
+            scalars[f"{result.step}/correction_ratio"] = result.correction_ratio
         self.append(record, scalars)
 
     def append(self, record: Mapping[str, Any], scalars: Mapping[str, float]) -> None:

@@ -10,7 +10,8 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from itertools import pairwise, repeat
+from typing import Any, TypeVar
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import write_picture
@@ -21,6 +22,8 @@ from duskfuse.distill.engine import Engine
 from duskfuse.distill.preview import preview_batch, sample_grid
 from duskfuse.distill.recipe import Recipe
 from duskfuse.distill.run_folder import MetricsLog, RunFolder
+
+Waited = TypeVar("Waited")
 
 
 def continue_run(engine: Engine, dataset: TrainingPairs, folder: RunFolder) -> int:
@@ -47,7 +50,7 @@ def train(engine: Engine, dataset: TrainingPairs, folder: RunFolder, first: int)
     Only the first of several processes writes.
     """
     recipe, done = engine.recipe, first
-    batches = load_batches(dataset, recipe.data, first, recipe.total_batches, engine.processes)
+    batches = _with_following(engine, dataset, first)
     shown = track(batches, f"distill {recipe.name}", total=recipe.total_batches - first)
     with ExitStack() as stack:
         log = MetricsLog(folder) if engine.processes.first else None
@@ -57,9 +60,9 @@ def train(engine: Engine, dataset: TrainingPairs, folder: RunFolder, first: int)
                 _save(engine, dataset, folder, 0)  # keeps what --init gave
         stop = stack.enter_context(signals_between_updates())
         clock = time.monotonic()
-        for batch, waiting in timed(shown):
+        for (batch, following), waiting in timed(shown):
             _announce(recipe, done, first)
-            result = engine.step(done, batch)
+            result = engine.step(done, batch, following)
             done += 1
             if log is not None:
                 log.write(result, time.monotonic() - clock, waiting)
@@ -74,7 +77,15 @@ def train(engine: Engine, dataset: TrainingPairs, folder: RunFolder, first: int)
             clock = time.monotonic()
 
 
-def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+def _with_following(engine: Engine, dataset: TrainingPairs, first: int) -> Iterator[tuple[Batch, Batch | None]]:
+    """Every remaining batch with, in a recipe that unrolls, the one after it; the samples have no end."""
+    recipe, processes = engine.recipe, engine.processes
+    if recipe.unrolls:
+        return pairwise(load_batches(dataset, recipe.data, first, recipe.total_batches + 1, processes))
+    return zip(load_batches(dataset, recipe.data, first, recipe.total_batches, processes), repeat(None))
+
+
+def timed(batches: Iterable[Waited]) -> Iterator[tuple[Waited, float]]:
     """Each batch and the seconds that were spent waiting for it."""
     iterator = iter(batches)
     while True:

@@ -14,11 +14,14 @@ Parameters are plain dictionaries and losses plain functions of them: nothing is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 Parameters = Mapping[str, Tensor]
 Loss = Callable[[Parameters, Parameters], Tensor]
@@ -53,41 +56,43 @@ class Hypergradient:
 
 
 def hypergradient(
-    upper_loss: Loss,
-    lower_loss: Loss,
+    upper_losses: Sequence[Loss],
+    lower_losses: Sequence[Loss],
     upper: Parameters,
     lower: Parameters,
     xi: float,
     *,
-    difference_loss: Loss | None = None,
+    average: Callable[[Sequence[Tensor]], None] = lambda _: None,
 ) -> Hypergradient:
-    """Gradient of ``upper_loss`` behind one step of size ``xi`` down ``lower_loss``; ``xi`` = 0 is first order.
+    """Gradient of L_s behind one step of size ``xi`` down L_m; ``xi`` = 0 is first order.
 
-    ``lower_loss`` is called once, then ``upper_loss`` once, then ``difference_loss`` twice: L_m in an arithmetic that
-    resolves a ten-thousandth of a weight, by default ``lower_loss`` itself. With ``xi`` = 0 only ``upper_loss`` is
-    called.
+    L_s and L_m are the means of ``upper_losses`` and ``lower_losses``, each over one micro batch; memory is that of one
+    of them. ``lower_losses`` are called once, then ``upper_losses`` once, then ``lower_losses`` twice; with ``xi`` = 0
+    only ``upper_losses``. ``average`` replaces tensors by their means over all processes; h is not averaged yet.
     """
-    upper, lower = _leaves(upper), _leaves(lower)
+    upper = _leaves(upper)
     if xi == 0:
-        loss = upper_loss(upper, _constants(lower))
-        return Hypergradient(loss.detach(), _gradients(loss, upper), {})
-    descent = _gradients(lower_loss(_constants(upper), lower), lower)
-    ahead = _leaves(_add(lower, descent, -xi))
-    loss = upper_loss(upper, ahead)
-    direct, response = _two_gradients(loss, upper, ahead)
-    correction = _mixed_derivative(difference_loss or lower_loss, upper, lower, response)
-    return Hypergradient(loss.detach(), direct, {name: -xi * value for name, value in correction.items()})
+        value, direct, _ = _differentiate(upper_losses, upper, _constants(lower))
+        return Hypergradient(value, direct, {})
+    _, _, descent = _differentiate(lower_losses, _constants(upper), _leaves(lower))
+    average(list(descent.values()))
+    value, direct, response = _differentiate(upper_losses, upper, _leaves(_add(lower, descent, -xi)))
+    average(list(response.values()))
+    mixed = _mixed_derivative(lower_losses, upper, lower, response)
+    return Hypergradient(value, direct, {name: -xi * product for name, product in mixed.items()})
 
 
-def _mixed_derivative(loss: Loss, upper: Parameters, lower: Parameters, direction: Parameters) -> Parameters:
+def _mixed_derivative(
+    losses: Sequence[Loss], upper: Parameters, lower: Parameters, direction: Parameters
+) -> Parameters:
     """(∂²L/∂upper∂lower)·direction by a central difference; empty for a direction of no length."""
     length = _norm(direction)
     if length < SHORTEST:
         return {}
     reach = PERTURBATION / length
-    plus = _gradients(loss(upper, _constants(_add(lower, direction, reach))), upper)
-    minus = _gradients(loss(upper, _constants(_add(lower, direction, -reach))), upper)
-    return {name: value / (2 * reach) for name, value in _add(plus, minus, -1).items()}
+    _, plus, _ = _differentiate(losses, upper, _constants(_add(lower, direction, reach)))
+    _, minus, _ = _differentiate(losses, upper, _constants(_add(lower, direction, -reach)))
+    return {name: difference / (2 * reach) for name, difference in _add(plus, minus, -1).items()}
 
 
 def _leaves(parameters: Parameters) -> Parameters:
@@ -99,19 +104,30 @@ def _constants(parameters: Parameters) -> Parameters:
     return {name: tensor.detach() for name, tensor in parameters.items()}
 
 
-def _gradients(loss: Tensor, parameters: Parameters) -> Parameters:
-    return _two_gradients(loss, parameters, {})[0]
+def _differentiate(
+    losses: Sequence[Loss], upper: Parameters, lower: Parameters
+) -> tuple[Tensor, Parameters, Parameters]:
+    """Mean loss and its gradients with respect to the leaves of either network; what it does not reach is left out."""
+    values: list[Tensor] = []
+    gradients: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    for loss in losses:
+        value = loss(upper, lower)
+        values.append(value.detach())
+        for total, part in zip(gradients, _gradients(value / len(losses), upper, lower), strict=True):
+            total.update(_add(total, part))
+    return torch.stack(values).mean(), *gradients
 
 
-def _two_gradients(loss: Tensor, first: Parameters, second: Parameters) -> tuple[Parameters, Parameters]:
-    """Gradients for two networks out of one backward pass; what the loss does not reach is left out."""
-    if not loss.requires_grad:
-        return {}, {}
-    gradients = torch.autograd.grad(loss, [*first.values(), *second.values()], allow_unused=True)
-    named = list(zip([*first, *second], gradients, strict=True))
-    split = len(first)
-    reached = [{name: g for name, g in part if g is not None} for part in (named[:split], named[split:])]
-    return reached[0], reached[1]
+def _gradients(loss: Tensor, *groups: Parameters) -> Sequence[Parameters]:
+    """One group of gradients per group of parameters, from one backward pass."""
+    leaves = [(group, name) for group, tensors in enumerate(groups) for name, t in tensors.items() if t.requires_grad]
+    found: list[dict[str, Tensor]] = [{} for _ in groups]
+    if leaves and loss.requires_grad:
+        tensors = [groups[group][name] for group, name in leaves]
+        for (group, name), gradient in zip(leaves, torch.autograd.grad(loss, tensors, allow_unused=True), strict=True):
+            if gradient is not None:
+                found[group][name] = gradient
+    return found
 
 
 def _add(first: Parameters, second: Parameters, scale: float = 1) -> Parameters:
@@ -125,3 +141,48 @@ def _norm(tensors: Parameters) -> float:
     """Euclidean norm of all values together."""
     squares = [torch.linalg.vector_norm(t, dtype=torch.float64).square() for t in tensors.values()]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+class Functional:
+    """A network under other parameters than its own and on copies of ``buffers``: it stays as it is.
+
+    Without ``buffers`` it works on its own, so that BatchNorm learns.
+    """
+
+    def __init__(self, network: nn.Module, parameters: Parameters, buffers: Parameters | None = None) -> None:
+        self._network, self._parameters, self._buffers = network, dict(parameters), buffers or {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Output of the network for ``inputs``."""
+        copies = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        return functional_call(self._network, self._parameters | copies, inputs)
+
+
+class Randomness:
+    """What torch's generators on the CPU and on ``device`` were about to draw when this was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._states = device, _random_states(device)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw it again; afterwards the generators stand where they stood."""
+        before = _random_states(self._device)
+        _set_random_states(self._device, self._states)
+        try:
+            yield
+        finally:
+            _set_random_states(self._device, before)
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,7 +85,7 @@ def problem() -> Problem:
 
 def test_it_equals_exact_differentiation(problem: Problem) -> None:
     """SAGE §10.10: within 1e-5 (measured 3e-6), where first order is 4 % off."""
-    h = hypergradient(problem.upper_loss, problem.lower_loss, problem.upper, problem.lower, XI)
+    h = hypergradient([problem.upper_loss], [problem.lower_loss], problem.upper, problem.lower, XI)
     total, direct = problem.exact(XI)
     assert relative(flat(h.total), flat(total)) < 1e-5
     assert relative(flat(h.direct), flat(direct)) < 1e-12
@@ -95,7 +99,7 @@ def test_the_correction_alone_equals_its_exact_value(
     """A central difference is off by the square of its step (measured 8.6e-5 and 8.6e-7): nothing else is off."""
     assert perturbation <= unrolled.PERTURBATION
     monkeypatch.setattr(unrolled, "PERTURBATION", perturbation)
-    h = hypergradient(problem.upper_loss, problem.lower_loss, problem.upper, problem.lower, XI)
+    h = hypergradient([problem.upper_loss], [problem.lower_loss], problem.upper, problem.lower, XI)
     total, direct = problem.exact(XI)
     exact = flat(total) - flat(direct)
     assert relative(flat(h.correction), exact) < tolerance
@@ -103,7 +107,7 @@ def test_the_correction_alone_equals_its_exact_value(
 
 
 def test_the_loss_is_the_one_behind_the_look_ahead(problem: Problem) -> None:
-    h = hypergradient(problem.upper_loss, problem.lower_loss, problem.upper, problem.lower, XI)
+    h = hypergradient([problem.upper_loss], [problem.lower_loss], problem.upper, problem.lower, XI)
     gradients = torch.autograd.grad(problem.lower_loss(problem.upper, problem.lower), list(problem.lower.values()))
     ahead = {k: w - XI * g for (k, w), g in zip(problem.lower.items(), gradients, strict=True)}
     assert float(h.loss) == float(problem.upper_loss(problem.upper, ahead).detach())
@@ -114,7 +118,7 @@ def test_zero_xi_is_the_first_order_gradient_and_never_asks_for_the_lower_loss(p
     def never(upper: Parameters, lower: Parameters) -> Tensor:
         raise AssertionError("the lower loss was computed")
 
-    h = hypergradient(problem.upper_loss, never, problem.upper, problem.lower, 0.0)
+    h = hypergradient([problem.upper_loss], [never], problem.upper, problem.lower, 0.0)
     first_order = torch.autograd.grad(problem.upper_loss(problem.upper, problem.lower), list(problem.upper.values()))
     assert all(torch.equal(h.total[name], g) for name, g in zip(problem.upper, first_order, strict=True))
     assert h.correction_ratio == 0
@@ -122,7 +126,7 @@ def test_zero_xi_is_the_first_order_gradient_and_never_asks_for_the_lower_loss(p
 
 def test_nothing_is_changed(problem: Problem) -> None:
     before = problem.state()
-    hypergradient(problem.upper_loss, problem.lower_loss, problem.upper, problem.lower, XI)
+    hypergradient([problem.upper_loss], [problem.lower_loss], problem.upper, problem.lower, XI)
     assert all(torch.equal(a, b) for a, b in zip(before, problem.state(), strict=True))
     assert all(p.grad is None and p.requires_grad for p in (*problem.upper.values(), *problem.lower.values()))
 
@@ -135,7 +139,7 @@ def test_an_upper_loss_that_the_lower_network_cannot_move_has_no_correction(prob
         student, teacher = problem.outputs(problem.batches[0], upper, lower)
         return student.square().mean() + scale * teacher.mean()
 
-    h = hypergradient(alone, problem.lower_loss, problem.upper, problem.lower, XI)
+    h = hypergradient([alone], [problem.lower_loss], problem.upper, problem.lower, XI)
     assert h.correction == {}
     assert all(torch.isfinite(g).all() for g in h.total.values())
     assert h.correction_ratio == 0
@@ -145,7 +149,7 @@ def test_a_lower_loss_that_ignores_the_upper_network_has_no_correction(problem: 
     def alone(upper: Parameters, lower: Parameters) -> Tensor:
         return problem.outputs(problem.batches[1], upper, lower)[1].square().mean()
 
-    h = hypergradient(problem.upper_loss, alone, problem.upper, problem.lower, XI)
+    h = hypergradient([problem.upper_loss], [alone], problem.upper, problem.lower, XI)
     assert h.correction == {}
     assert flat(h.total).norm() > 0
 
@@ -156,7 +160,7 @@ def test_parameters_that_a_loss_does_not_reach_are_left_out_or_come_from_the_oth
 
     upper_loss = partly({"first.weight", "last.weight"}, problem.upper_loss)
     lower_loss = partly({"first.weight", "last.bias"}, problem.lower_loss)
-    h = hypergradient(upper_loss, lower_loss, problem.upper, problem.lower, XI)
+    h = hypergradient([upper_loss], [lower_loss], problem.upper, problem.lower, XI)
     assert set(h.direct) == {"first.weight", "last.weight"}
     assert set(h.correction) == {"first.weight", "last.bias"}
     assert torch.equal(h.total["first.weight"], h.direct["first.weight"] + h.correction["first.weight"])
@@ -168,19 +172,51 @@ def test_not_a_number_is_not_hidden(problem: Problem) -> None:
     def broken(upper: Parameters, lower: Parameters) -> Tensor:
         return problem.lower_loss(upper, lower) * float("nan")
 
-    h = hypergradient(problem.upper_loss, broken, problem.upper, problem.lower, XI)
+    h = hypergradient([problem.upper_loss], [broken], problem.upper, problem.lower, XI)
     assert not torch.isfinite(flat(h.total)).all()
 
 
-def test_differences_can_be_taken_in_a_finer_arithmetic(problem: Problem) -> None:
-    """A lower loss that rounds its weights as bfloat16 does sees no ε; the finer one gives the correction back."""
+def halves(loss: Loss) -> list[Loss]:
+    """Two different losses whose mean is ``loss``."""
 
-    def rounded(upper: Parameters, lower: Parameters) -> Tensor:
-        return problem.lower_loss(upper, {k: w + (w.bfloat16().double() - w).detach() for k, w in lower.items()})
+    def anchor(upper: Parameters, lower: Parameters) -> Tensor:
+        return flat(upper).square().sum() * flat(lower).sum()
+
+    def part(weight: float) -> Loss:
+        return lambda upper, lower: weight * loss(upper, lower) + (weight - 1) * anchor(upper, lower)
+
+    return [part(0.5), part(1.5)]
+
+
+def test_micro_batches_give_the_gradient_of_the_joined_batch(problem: Problem) -> None:
+    """Look-ahead, response and differences are means over all parts, so parts are no approximation."""
 
     parameters = (problem.upper, problem.lower, XI)
-    exact = flat(hypergradient(problem.upper_loss, problem.lower_loss, *parameters).correction)
-    coarse = flat(hypergradient(problem.upper_loss, rounded, *parameters).correction)
-    fine = hypergradient(problem.upper_loss, rounded, *parameters, difference_loss=problem.lower_loss).correction
-    assert relative(flat(fine), exact) < 1e-3
-    assert relative(coarse, exact) > 1e-2
+    whole = hypergradient([problem.upper_loss], [problem.lower_loss], *parameters)
+    parts = hypergradient(halves(problem.upper_loss), halves(problem.lower_loss), *parameters)
+    assert relative(flat(parts.total), flat(whole.total)) < 1e-9
+    assert float(parts.loss) == pytest.approx(float(whole.loss))
+
+
+def test_processes_meet_at_one_look_ahead(problem: Problem) -> None:
+    """Each of two threads stands for a process with one half of both losses; together they have the joined gradient."""
+    meeting, posted = Barrier(2, timeout=20), [[], []]  # type: ignore[var-annotated]
+
+    def process(rank: int, upper_loss: Loss, lower_loss: Loss) -> Tensor:
+        def average(tensors: Sequence[Tensor]) -> None:
+            posted[rank] = [tensor.clone() for tensor in tensors]
+            meeting.wait()
+            for tensor, *both in zip(tensors, *posted, strict=True):
+                tensor.copy_((both[0] + both[1]) / 2)
+            meeting.wait()
+
+        h = hypergradient([upper_loss], [lower_loss], problem.upper, problem.lower, XI, average=average)
+        return flat(h.total)
+
+    uppers, lowers = halves(problem.upper_loss), halves(problem.lower_loss)
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(process, range(2), uppers, lowers))
+    whole = flat(hypergradient([problem.upper_loss], [problem.lower_loss], problem.upper, problem.lower, XI).total)
+    alone = flat(hypergradient(uppers[:1], lowers[:1], problem.upper, problem.lower, XI).total)
+    assert relative((parts[0] + parts[1]) / 2, whole) < 1e-9
+    assert relative(parts[0], alone) > 1e-3
