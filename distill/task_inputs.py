@@ -5,6 +5,7 @@ A fused luminance is shown with the visible chroma, as the critic and the evalua
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -14,7 +15,7 @@ import torch
 
 from duskfuse.data.colour import luminance, recombine
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import read_picture, visible_from
+from duskfuse.data.images import file_sha256, read_picture, visible_from
 from duskfuse.data.layout import pictures_by_stem
 from duskfuse.data.pair import Pair
 from duskfuse.data.pair_files import PairFiles, read_pair
@@ -49,6 +50,11 @@ class ShownPairs:
                 return replace(pair, vis=recombine((luminance(pair.vis) + pair.ir) / 2, pair.vis))
             case TaskInput.FUSED:
                 return replace(pair, vis=_fused(self.fused[files.name], pair))
+
+    def digest(self) -> str:
+        """Names the fused pictures by what they hold; empty where there are none."""
+        hashes = [file_sha256(self.fused[name]) for name in sorted(self.fused)]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
 
 
 def _fused(path: Path, pair: Pair) -> torch.Tensor:

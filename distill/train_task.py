@@ -19,11 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from torch import Tensor
 
 from duskfuse import __version__
 from duskfuse.data.atomic import write_atomically
-from duskfuse.data.class_conventions import Convention, check_labels, convention_for, read_counted_label
+from duskfuse.data.class_conventions import (
+    Convention,
+    check_labels,
+    convention_for,
+    convention_named,
+    read_counted_label,
+)
 from duskfuse.data.datasets.folder_rules import split_named
 from duskfuse.data.errors import InputError, TrainingError
 from duskfuse.data.images import write_picture
@@ -82,6 +89,12 @@ class TaskTraining(BaseModel):
     precision: Precision = Precision.AUTO
     save_every: Positive = 200
     """Batches between checkpoints."""
+
+    @model_validator(mode="after")
+    def _no_average(self) -> TaskTraining:
+        if self.optimiser.ema is not None:
+            raise ValueError("optimiser.ema: task networks are trained without a running average: leave it away")
+        return self
 
     @property
     def trunk(self) -> Trunk:
@@ -169,9 +182,10 @@ def train_task(
             rule="a segmenter learns from label maps",
             remedy="add a label folder; docs/datasets.md says where it lies",
         )
-    convention = convention_for(classes, [pair.label_classes for pair in labelled])
+    named = convention_for(classes, [pair.label_classes for pair in labelled])
+    config = _resolve(task, named, shown, trunk_weights, changes)
+    convention = convention_named(config.classes)
     check_labels(labelled, convention)
-    config = _resolve(task, convention, shown, trunk_weights, changes)
     train, held_out = _parted(labelled)
     reader = shown_pairs(config.input, labelled)
     dataset = TrainingPairs(train, config.data, config.seed, masks=None, labels=convention, read=reader)
@@ -179,35 +193,13 @@ def train_task(
     segmenter = new_segmenter(convention, config.trunk, config.trunk_weights)
     folder = RunFolder(out)
     folder.prepare(config, resume=resume, overwrite=overwrite)
-    run = _Run(config, segmenter, folder, dataset)
+    run = _Run(config, segmenter, folder, dataset, f"{dataset.digest()} {reader.digest()}")
     first = run.continued() if resume else 0
     started = time.monotonic()
     run.train(first)
-    seconds = time.monotonic() - started
-    pixels = _confused(segmenter, held_out, reader, convention)
-    preview = _write_preview(segmenter, held_out, reader, folder.out / PREVIEW_FILE)
-    scores = {
-        "mIoU": float(defined_mean(pixels.iou())),
-        "mean accuracy": float(defined_mean(pixels.accuracy())),
-        "pixel accuracy": pixels.pixel_accuracy(),
-    }
-    card = _card(config, segmenter, dataset.described(data.resolve().name), scores, len(held_out))
-    save_weights(folder.out / WEIGHTS_FILE, segmenter.network, card)
-    names = (convention.table.names[number] for number in convention.counted)
-    report = TaskTrainingReport(
-        out=str(folder.out),
-        classes=convention.name,
-        input=config.input,
-        trained_on=len(train),
-        held_out=len(held_out),
-        batches=config.batches,
-        parameters=sum(parameter.numel() for parameter in segmenter.parameters()),
-        seconds=round(seconds, 1),
-        scores={name: _defined(value) for name, value in scores.items()},
-        iou={name: _defined(float(value)) for name, value in zip(names, pixels.iou(), strict=True)},
-        weights=str(folder.out / WEIGHTS_FILE),
-        preview=str(preview),
-    )
+    report = _scored(config, segmenter, held_out, reader, folder, len(train), time.monotonic() - started)
+    card = _card(config, segmenter, dataset.described(data.resolve().name), report)
+    save_weights(Path(report.weights), segmenter.network, card)
     write_atomically(folder.out / "scores.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
     return report
 
@@ -247,8 +239,10 @@ def _parted(labelled: Sequence[PairFiles]) -> tuple[list[PairFiles], list[PairFi
 class _Run:
     """The network, its optimiser and one update per batch."""
 
-    def __init__(self, config: TaskTraining, segmenter: Segmenter, folder: RunFolder, dataset: TrainingPairs) -> None:
-        self._config, self._folder, self._dataset = config, folder, dataset
+    def __init__(
+        self, config: TaskTraining, segmenter: Segmenter, folder: RunFolder, dataset: TrainingPairs, inputs: str
+    ) -> None:
+        self._config, self._folder, self._dataset, self._inputs = config, folder, dataset, inputs
         self._device = training_device()
         self._segmenter = segmenter.to(self._device).to(memory_format=torch.channels_last)
         self._optimiser = build_optimiser(config.optimiser, segmenter)
@@ -259,9 +253,9 @@ class _Run:
         """Load the newest checkpoint; the batch to go on with."""
         state, first = self._folder.load(), 0
         if state is not None:
-            if state["inputs"] != self._dataset.digest():
+            if state["inputs"] != self._inputs:
                 raise InputError(
-                    f"the pairs or labels differ from those of {self._folder.out}",
+                    f"the pairs, labels or fused pictures differ from those of {self._folder.out}",
                     rule="a resumed run sees what it would have seen",
                     remedy="give the same DATA, --split and --reading, or start a new run",
                 )
@@ -305,15 +299,12 @@ class _Run:
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             logits = self._segmenter(batch.input_vis)
         loss = self._segmenter.loss(logits.float(), batch.label)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {float(loss.detach())} at batch {number} ({', '.join(batch.names)})",
-                rule="it must stay finite",
-                remedy="lower --set optimiser.lr, or look at these pairs; --resume goes on from the last checkpoint",
-            )
+        _check_finite(loss, "loss", number, batch)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self._segmenter.parameters(), self._config.optimiser.clip_norm)
+        if not self._scaler.is_enabled():  # the scaler passes such an update over
+            _check_finite(norm, "gradient", number, batch)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return {"batch": number, "loss": float(loss.detach()), "lr": rate, "gradient_norm": _defined(float(norm))}
@@ -324,18 +315,57 @@ class _Run:
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "next_batch": next_batch,
-            "inputs": self._dataset.digest(),
+            "inputs": self._inputs,
         }
         self._folder.save(next_batch, state)
 
 
-def _confused(segmenter: Segmenter, pairs: Sequence[PairFiles], reader: ShownPairs, classes: Convention) -> ClassPixels:
-    """Pixels of all pairs by class, with the picture of each at its own size."""
+def _check_finite(value: Tensor, what: str, number: int, batch: Batch) -> None:
+    if not torch.isfinite(value):
+        raise TrainingError(
+            f"the {what} became {float(value.detach())} at batch {number} ({', '.join(batch.names)})",
+            rule="it must stay finite",
+            remedy="lower --set optimiser.lr, or look at these pairs; --resume goes on from the last checkpoint",
+        )
+
+
+def _scored(
+    config: TaskTraining,
+    segmenter: Segmenter,
+    held_out: Sequence[PairFiles],
+    reader: ShownPairs,
+    folder: RunFolder,
+    trained_on: int,
+    seconds: float,
+) -> TaskTrainingReport:
+    """Score the network on whole pictures that it was not trained on, and draw some of them."""
+    classes = segmenter.classes
     matrix = sum(
         confusion(read_counted_label(files, classes).numpy(), _predicted(segmenter, reader, files), len(classes.table))
-        for files in track(pairs, "scoring")
+        for files in track(held_out, "scoring")
     )
-    return ClassPixels.of(np.asarray(matrix), classes.counted)
+    pixels = ClassPixels.of(np.asarray(matrix), classes.counted)
+    iou, accuracy = pixels.iou(), pixels.accuracy()
+    scores = {
+        "mIoU": float(defined_mean(iou)),
+        "mean accuracy": float(defined_mean(accuracy)),
+        "pixel accuracy": pixels.pixel_accuracy(),
+    }
+    names = (classes.table.names[number] for number in classes.counted)
+    return TaskTrainingReport(
+        out=str(folder.out),
+        classes=classes.name,
+        input=config.input,
+        trained_on=trained_on,
+        held_out=len(held_out),
+        batches=config.batches,
+        parameters=sum(parameter.numel() for parameter in segmenter.parameters()),
+        seconds=round(seconds, 1),
+        scores={name: _defined(value) for name, value in scores.items()},
+        iou={name: _defined(float(value)) for name, value in zip(names, iou, strict=True)},
+        weights=str(folder.out / WEIGHTS_FILE),
+        preview=str(_write_preview(segmenter, held_out, reader, folder.out / PREVIEW_FILE)),
+    )
 
 
 def _predicted(segmenter: Segmenter, reader: ShownPairs, files: PairFiles) -> NDArray[np.uint8]:
@@ -355,16 +385,15 @@ def _write_preview(segmenter: Segmenter, pairs: Sequence[PairFiles], reader: Sho
     return path
 
 
-def _card(
-    config: TaskTraining, segmenter: Segmenter, trained_on: str, scores: dict[str, float], held_out: int
-) -> ModelCard:
+def _card(config: TaskTraining, segmenter: Segmenter, trained_on: str, report: TaskTrainingReport) -> ModelCard:
+    known = {name: value for name, value in report.scores.items() if value is not None}
     return ModelCard(
         architecture=ARCHITECTURE,
         settings=segmenter_settings(segmenter, config.trunk),
         colour="rgb",
         version=__version__,
         training_data=f"{trained_on}, seen as {config.input}",
-        metrics={f"{name} on {held_out} pairs held out": value for name, value in scores.items()},
+        metrics={f"{name} on {report.held_out} pairs held out": value for name, value in known.items()},
         notes=f"{config.batches} updates, seed {config.seed}",
     )
 

@@ -15,7 +15,7 @@ from duskfuse.cli import app
 from duskfuse.data.class_conventions import convention_named, read_counted_label
 from duskfuse.data.class_tables import FMB_LABELS, MSRS_OBJECTS, SCENE_LABELS, TARGET_LABELS
 from duskfuse.data.colour import luminance, recombine
-from duskfuse.data.errors import InputError
+from duskfuse.data.errors import InputError, TrainingError
 from duskfuse.data.images import read_picture, write_picture
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import read_pair
@@ -136,16 +136,25 @@ def test_an_interrupted_run_resumes_to_the_same_curve_and_weights(
 
 def test_a_resumed_run_keeps_its_recipe_and_its_data(targets: Path, tmp_path: Path) -> None:
     data = write_targets(tmp_path / "data", 4)
-    run(data, tmp_path / "run")
+    first = run(data, tmp_path / "run")
+    assert run(data, tmp_path / "run", resume=True).scores == first.scores
     with pytest.raises(InputError, match="not empty"):
         run(data, tmp_path / "run")
     with pytest.raises(InputError, match="seed was 2, is 3"):
         run(data, tmp_path / "run", "seed=3", resume=True)
     write_picture(data / "label" / "00.png", np.zeros((48, 56), np.uint8))
     write_picture(data / "label" / "01.png", np.zeros((48, 56), np.uint8))
-    with pytest.raises(InputError, match="labels differ"):
+    with pytest.raises(InputError, match="labels or fused pictures differ"):
         run(data, tmp_path / "run", resume=True)
     run(data, tmp_path / "run", overwrite=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_pairs(
+    targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Segmenter, "loss", lambda self, prediction, truth: prediction.sum() * float("nan"))
+    with pytest.raises(TrainingError, match=r"the loss became nan at batch 0 \(\d\d, "):
+        run(targets, tmp_path / "run")
 
 
 def test_a_split_for_validation_is_held_out(tmp_path: Path) -> None:
@@ -171,6 +180,8 @@ def test_the_network_sees_what_was_asked_for(targets: Path, tmp_path: Path) -> N
         shown = shown_pairs(f"fused={tmp_path / folder}", pairs)(pairs[3])
         assert torch.allclose(shown.vis, expected, atol=1e-6)
         assert torch.equal(shown.ir, pair.ir)
+    folders = [shown_pairs(f"fused={tmp_path / name}", pairs) for name in ("grey", "grey", "colour")]
+    assert folders[0].digest() == folders[1].digest() != folders[2].digest()
 
 
 def test_inputs_that_cannot_be_used_are_refused(targets: Path, tmp_path: Path) -> None:
@@ -197,7 +208,7 @@ def test_data_and_settings_that_cannot_be_used_are_refused(targets: Path, tmp_pa
         train_task(targets, task=TaskName.SEGMENTATION, out=tmp_path / "run")
     with pytest.raises(InputError, match="one is trained on and another held out"):
         run(write_targets(tmp_path / "single", 1), tmp_path / "run")
-    for change in ("batches=0", "optimiser.speed=3", "trunk=huge"):
+    for change in ("batches=0", "optimiser.speed=3", "trunk=huge", "optimiser.ema=0.9"):
         with pytest.raises(InputError, match=change.split("=")[0].replace(".", r"\.")):
             run(targets, tmp_path / "run", change)
     assert not (tmp_path / "run").exists()
