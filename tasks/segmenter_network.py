@@ -12,7 +12,7 @@ class Trunk(StrEnum):
     """What the in-tree segmenter sees with."""
 
     RESIDUAL = "residual"
-    """Residual blocks with batch norm, trained from nothing: 0.68 M parameters in all."""
+    """Residual blocks with batch norm, trained from nothing: 0.66 M parameters in all."""
     SQUEEZENET = "squeezenet"
     """torchvision's SqueezeNet 1.1 (Iandola et al. 2016), which may start from ImageNet weights: 0.83 M."""
 
