@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from duskfuse.data.errors import InputError
 from duskfuse.distill.context import Batch, BatchContext
-from duskfuse.distill.recipe import FusionField, Owner, Recipe, TermName
+from duskfuse.distill.recipe import FusionField, Owner, Recipe
+from duskfuse.distill.terms import TermName
 
 _PROBE_SIDE = 64
 

@@ -13,7 +13,8 @@ from duskfuse.data.class_conventions import check_labels
 from duskfuse.data.errors import InputError
 from duskfuse.data.pair_files import PairFiles
 from duskfuse.data.progress import say
-from duskfuse.distill.recipe import Recipe, TermName
+from duskfuse.distill.recipe import Recipe
+from duskfuse.distill.terms import TermName
 from duskfuse.tasks.open_segmenter import open_segmenter
 from duskfuse.tasks.segmenter import Segmenter
 

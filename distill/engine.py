@@ -29,9 +29,9 @@ from duskfuse.distill.adapters import FeatureAdapters
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.optimisers import build_average, build_optimiser
 from duskfuse.distill.processes import ALONE, Processes
-from duskfuse.distill.recipe import Owner, Precision, Recipe, StepConfig, TermConfig, TermName, UnrollConfig
+from duskfuse.distill.recipe import Owner, Precision, Recipe, StepConfig, TermConfig, UnrollConfig
 from duskfuse.distill.schedule import learning_rate
-from duskfuse.distill.terms import REFERENCE_TERMS, SOURCE_TERMS
+from duskfuse.distill.terms import TermName
 from duskfuse.distill.unrolled import Functional, Parameters, Randomness, hypergradient
 from duskfuse.tasks.encoders import FeatureEncoder
 from duskfuse.tasks.segmenter import Segmenter
@@ -263,9 +263,9 @@ class Engine:
             with _naming_memory(f"term {name} at batch {number}"):
                 live, reference = context.field(config.live), config.reference(name)
                 if reference is None:
-                    value = SOURCE_TERMS[name](live, context)
+                    value = name.function(live, context)
                 else:
-                    value = REFERENCE_TERMS[name](live, context.field(reference), context)
+                    value = name.function(live, context.field(reference), context)
             if not torch.isfinite(value):
                 raise DivergenceError(
                     f"term {name} became {float(value.detach())} at batch {number} ({', '.join(context.batch.names)})",

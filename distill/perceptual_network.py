@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.progress import say
-from duskfuse.distill.recipe import PerceptualName, Recipe, TermName
+from duskfuse.distill.recipe import PerceptualName, Recipe
+from duskfuse.distill.terms import TermName
 from duskfuse.tasks.encoders import FeatureEncoder, squeezenet_encoder
 from duskfuse.tasks.vgg import vgg_encoder
 

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from duskfuse.data.errors import InputError
 from duskfuse.distill.explain_recipe import problems
+from duskfuse.distill.terms import TermName
+from duskfuse.distill.terms.contrastive import Masking, Norm
 from duskfuse.teachers.denoiser_sizes import DenoiserSize, Prediction
 from duskfuse.teachers.main_network import WIDTH
 from duskfuse.teachers.teacher_images import Brightness
@@ -45,37 +47,7 @@ class FusionField(StrEnum):
     DENOISER_TARGET = "denoiser_target"
 
 
-class TermName(StrEnum):
-    """Every loss that a recipe can name; the functions are in ``duskfuse.distill.terms``."""
-
-    SOURCE_MSE = "source_mse"
-    INTENSITY_MAX = "intensity_max"
-    GRADIENT_MAX = "gradient_max"
-    SSIM_SOURCES = "ssim_sources"
-    PIXEL_TRIPLET = "pixel_triplet"
-    GRADIENT_TRIPLET = "gradient_triplet"
-    CONTRASTIVE = "contrastive"
-    FEATURES = "features"
-    FEATURE_ADAPTERS = "feature_adapters"
-    PIXEL_REFERENCE = "pixel_reference"
-    PIXEL_AFFINE = "pixel_affine"
-    PERCEPTUAL = "perceptual"
-    SSIM_REFERENCE = "ssim_reference"
-    GRADIENT_REFERENCE = "gradient_reference"
-    DENOISING = "denoising"
-    SEGMENTATION = "segmentation"
-
-
 NEEDS_TAPS = frozenset({TermName.FEATURES, TermName.FEATURE_ADAPTERS})
-WITHOUT_REFERENCE = frozenset(
-    {
-        TermName.SOURCE_MSE,
-        TermName.INTENSITY_MAX,
-        TermName.GRADIENT_MAX,
-        TermName.SSIM_SOURCES,
-        TermName.SEGMENTATION,
-    }
-)
 DEFAULT_REFERENCES = {
     Owner.STUDENT: FusionField.TEACHER_SG,
     Owner.TEACHER: FusionField.STUDENT_SG,
@@ -128,7 +100,7 @@ class StepConfig(_Plain):
 
     def reference(self, term: TermName) -> FusionField | None:
         """The field that ``term`` compares with, after defaults; None for terms that compare with no fused one."""
-        if term in WITHOUT_REFERENCE:
+        if not term.compares:
             return None
         return self.terms[term].reference or DEFAULT_REFERENCES[self.owner]
 
@@ -153,7 +125,7 @@ class StepConfig(_Plain):
     @model_validator(mode="after")
     def _fields_exist(self) -> StepConfig:
         for name, term in self.terms.items():
-            if term.reference and name in WITHOUT_REFERENCE:
+            if term.reference and not name.compares:
                 raise ValueError(f"term {name} compares with no fused picture: remove its reference")
             reference = self.reference(name)
             if reference is self.live:
@@ -405,24 +377,6 @@ class SegmenterConfig(_Plain):
     """Weights of ``train-task``, or a folder of segmentation_models_pytorch or of a transformers SegFormer."""
     classes: str | None = None
     """Class convention such as FMB-15; our own weights know theirs."""
-
-
-class Masking(StrEnum):
-    """Where the contrastive term applies its masks."""
-
-    IMAGE = "image"
-    """To the pictures: one encoding per mask, as SAGE does."""
-    FEATURE = "feature"
-    """To the feature maps: one encoding per picture, however many masks there are."""
-
-
-class Norm(StrEnum):
-    """What one Frobenius norm of the contrastive term runs over."""
-
-    SAMPLE = "sample"
-    """One mask of one sample: samples do not depend on each other."""
-    BATCH = "batch"
-    """One mask slot of the whole batch, as in SAGE's code."""
 
 
 class ContrastiveConfig(_Plain):

@@ -16,8 +16,8 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import FusionOutput
 from duskfuse.data.scenes import render_scene
 from duskfuse.distill.context import Batch, BatchContext
-from duskfuse.distill.recipe import ContrastiveConfig, Masking, Norm, load_recipe
-from duskfuse.distill.terms.contrastive import ABSOLUTE_FLOOR, DENOMINATOR_FLOOR, contrastive
+from duskfuse.distill.recipe import ContrastiveConfig, load_recipe
+from duskfuse.distill.terms.contrastive import ABSOLUTE_FLOOR, DENOMINATOR_FLOOR, Masking, Norm, contrastive
 from duskfuse.distill.terms.region_distance import cell_shares, squared_distances
 from duskfuse.tasks import encoders
 from duskfuse.tasks.encoders import FeatureEncoder, FilterBank, SamEncoder, SqueezeNetEncoder, filter_encoder

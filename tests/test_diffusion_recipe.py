@@ -20,8 +20,8 @@ from duskfuse.distill.distill import distill
 from duskfuse.distill.engine import Engine, needed_owners
 from duskfuse.distill.preview import preview_batch, sample_grid
 from duskfuse.distill.pseudo_label import pseudo_label
-from duskfuse.distill.recipe import DataConfig, FusionField, Owner, Recipe, TermName, load_recipe
-from duskfuse.distill.terms import REFERENCE_TERMS
+from duskfuse.distill.recipe import DataConfig, FusionField, Owner, Recipe, load_recipe
+from duskfuse.distill.terms import TermName
 from duskfuse.students.unet import UNetStudent
 from duskfuse.teachers.cache_teacher import cache_teacher
 from duskfuse.teachers.conditional_diffusion import ConditionalDiffusionTeacher, sample_fused
@@ -77,7 +77,7 @@ def test_denoising_is_the_error_of_what_the_network_says(prediction: Prediction)
     network, batch = tiny(prediction), make_batch()
     context = BatchContext(batch, {Owner.DENOISER: network})
     fused, target = context.field(FusionField.DENOISER), context.field(FusionField.DENOISER_TARGET)
-    value = REFERENCE_TERMS[TermName.DENOISING](fused, target, context)
+    value = TermName.DENOISING.function(fused, target, context)
     assert batch.teacher_y is not None
     assert batch.noise is not None
     assert batch.timestep is not None
@@ -260,10 +260,10 @@ def test_an_interrupted_run_resumes_to_the_same_curve_and_weights(
 ) -> None:
     out, real_step = tmp_path / "broken", Engine.step
 
-    def interrupted(self: Engine, number: int, batch: Batch) -> object:
+    def interrupted(self: Engine, number: int, batch: Batch, following: Batch | None) -> object:
         if number == 3:
             raise KeyboardInterrupt
-        return real_step(self, number, batch)
+        return real_step(self, number, batch, following)
 
     monkeypatch.setattr(Engine, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -292,7 +292,7 @@ def test_wrong_weights_and_a_missing_package_leave_folders_alone(
     dataset: Path, cache: Path, finished: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = (finished / "metrics.jsonl").read_bytes()
-    with pytest.raises(InputError, match="trains no student"):
+    with pytest.raises(InputError, match="has no student"):
         run(dataset, cache, finished, init=[checkpoint], overwrite=True)
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(InputError, match=r"duskfuse\[diffusion\]"):

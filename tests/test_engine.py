@@ -13,8 +13,8 @@ from duskfuse.data.errors import TrainingError
 from duskfuse.distill.adapters import FeatureAdapters
 from duskfuse.distill.context import Batch, source_patches
 from duskfuse.distill.engine import Engine, needed_owners, ramped_weight
-from duskfuse.distill.recipe import FusionField, Owner, Recipe, TermConfig, TermName, load_recipe
-from duskfuse.distill.terms import REFERENCE_TERMS, SOURCE_TERMS
+from duskfuse.distill.recipe import FusionField, Owner, Recipe, TermConfig, load_recipe
+from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.fusion import sobel_magnitude
 from duskfuse.students.unet import UNetStudent
 from duskfuse.tasks.encoders import filter_encoder
@@ -78,16 +78,16 @@ def test_every_single_term_moves_only_its_owner(recipe: Recipe, owner: Owner) ->
     batch = make_batch()
     live = FusionField(owner.value)
     other = FusionField.TEACHER_SG if owner is Owner.STUDENT else FusionField.STUDENT_SG
-    for name in (*SOURCE_TERMS, *(term for term in REFERENCE_TERMS if term is not TermName.DENOISING)):
+    for name in (term for term in TermName if term is not TermName.DENOISING):
         for network in engine.networks.values():
             network.zero_grad(set_to_none=True)
         context = engine.context(batch, owner)
         for network in engine.networks.values():
             network.requires_grad_(True)  # only the twins keep gradients apart now
-        if name in SOURCE_TERMS:
-            value = SOURCE_TERMS[name](context.field(live), context)
+        if not name.compares:
+            value = name.function(context.field(live), context)
         else:
-            value = REFERENCE_TERMS[name](context.field(live), context.field(other), context)
+            value = name.function(context.field(live), context.field(other), context)
         value.backward()
         for candidate, network in engine.networks.items():
             moved = any(p.grad is not None for p in network.parameters())
@@ -137,7 +137,7 @@ def test_only_the_student_in_its_own_step_is_given_degraded_pictures(recipe: Rec
             assert torch.equal(seen, expected)
 
 
-@pytest.mark.parametrize("name", [*SOURCE_TERMS, *(t for t in REFERENCE_TERMS if t is not TermName.DENOISING)])
+@pytest.mark.parametrize("name", [term for term in TermName if term is not TermName.DENOISING])
 def test_no_term_looks_at_degraded_pictures(recipe: Recipe, name: TermName) -> None:
     engine, clean = make_engine(recipe), make_batch()
     degraded = replace(clean, degraded_ir=1 - clean.ir, degraded_vis=1 - clean.vis)
@@ -145,8 +145,7 @@ def test_no_term_looks_at_degraded_pictures(recipe: Recipe, name: TermName) -> N
     values = []
     for batch in (clean, degraded):
         context = engine.context(batch, Owner.STUDENT)
-        term = SOURCE_TERMS.get(name)
-        value = term(fused, context) if term else REFERENCE_TERMS[name](fused, reference, context)
+        value = name.function(fused, *([reference] if name.compares else []), context)
         values.append(float(value.detach()))
     assert values[0] == values[1]
 
@@ -240,7 +239,7 @@ def test_ablation_without_the_infrared_the_hot_target_fades(monkeypatch: pytest.
     contrasts = []
     for visible_alone in (False, True):
         if visible_alone:
-            monkeypatch.setitem(SOURCE_TERMS, TermName.SOURCE_MSE, lambda o, c: (o.y - c.batch.vis_y).square().mean())
+            monkeypatch.setattr(TermName.SOURCE_MSE, "function", lambda o, c: (o.y - c.batch.vis_y).square().mean())
         y, batch = trained_on_toys("{source_mse: 1}")
         hot = batch.masks_ir[:, :1]
         contrasts.append(float(y[hot].mean() - y[~hot].mean()))

@@ -13,13 +13,15 @@ from duskfuse.cli import app
 from duskfuse.data.errors import InputError
 from duskfuse.distill.explain_recipe import annotated_yaml, meaning
 from duskfuse.distill.recipe import Recipe, load_recipe, recipe_names
-from duskfuse.distill.terms import meanings
+from duskfuse.distill.terms import TermName
+
+MEANINGS = {term.value: term.meaning for term in TermName}
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_an_explained_recipe_is_the_recipe(name: str, tmp_path: Path):
     recipe = load_recipe(name)
-    text = annotated_yaml(recipe, meanings())
+    text = annotated_yaml(recipe, MEANINGS)
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     assert load_recipe(tmp_path / "mine.yaml") == recipe
     assert max(map(len, text.splitlines())) <= 160
@@ -42,7 +44,7 @@ def test_every_key_says_what_it_is():
     for model in models(Recipe):
         for name, field in model.model_fields.items():
             assert meaning(field), f"{model.__name__}.{name}"
-    assert all(line.endswith((".", ":", "`")) for line in meanings().values()), meanings()
+    assert all(line.endswith((".", ":", "`")) for line in MEANINGS.values()), MEANINGS
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from duskfuse.data.errors import InputError
-from duskfuse.distill.recipe import FusionField, Owner, TermName, load_recipe, recipe_names
+from duskfuse.distill.recipe import FusionField, Owner, load_recipe, recipe_names
 from duskfuse.distill.schedule import learning_rate
+from duskfuse.distill.terms import TermName
 
 MINIMAL = {
     "name": "tiny",

@@ -28,7 +28,8 @@ from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.distill import distill
-from duskfuse.distill.recipe import DataConfig, TermName, load_recipe
+from duskfuse.distill.recipe import DataConfig, load_recipe
+from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.segmentation import segmentation
 from duskfuse.tasks.open_segmenter import ARCHITECTURE, new_segmenter, segmenter_settings
 from duskfuse.tasks.segmenter import Segmenter

@@ -16,9 +16,9 @@ from duskfuse.data.fuser import FusionOutput
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.engine import Engine
 from duskfuse.distill.optimisers import build_average, build_optimiser
-from duskfuse.distill.recipe import OptimiserConfig, OptimiserKind, Owner, Recipe, TermName, load_recipe
+from duskfuse.distill.recipe import OptimiserConfig, OptimiserKind, Owner, Recipe, load_recipe
 from duskfuse.distill.schedule import learning_rate
-from duskfuse.distill.terms import SOURCE_TERMS
+from duskfuse.distill.terms import TermName
 from duskfuse.students.unet import UNetStudent
 from duskfuse.teachers.main_network import MainNetwork
 
@@ -178,7 +178,7 @@ def test_term_gradient_norms_are_those_of_one_term_at_a_time() -> None:
     for name, term in measured.recipe.steps["fuse"].terms.items():
         engine = make_engine(measured.recipe)
         context = engine.context(batch, Owner.STUDENT)
-        (term.weight * SOURCE_TERMS[name](context.field(measured.recipe.steps["fuse"].live), context)).backward()
+        (term.weight * name.function(context.field(measured.recipe.steps["fuse"].live), context)).backward()
         parts = [p.grad.flatten() for p in engine.networks[Owner.STUDENT].parameters() if p.grad is not None]
         expected[name] = float(torch.cat(parts).norm())
     first, second = (measured.step(number, batch) for number in range(2))
@@ -203,7 +203,7 @@ def test_want_of_memory_names_the_term_and_a_remedy(monkeypatch: pytest.MonkeyPa
     def vast(output: FusionOutput, context: BatchContext) -> Tensor:
         return output.y.mean() + torch.empty(2**60, dtype=torch.uint8).sum()
 
-    monkeypatch.setitem(SOURCE_TERMS, TermName.GRADIENT_MAX, vast)
+    monkeypatch.setattr(TermName.GRADIENT_MAX, "function", vast)
     engine = make_engine(make_recipe())
     before = {k: v.clone() for k, v in engine.networks[Owner.STUDENT].named_parameters()}
     with pytest.raises(TrainingError, match=r"out of memory in term gradient_max at batch 7.*data\.accumulate"):
@@ -213,6 +213,6 @@ def test_want_of_memory_names_the_term_and_a_remedy(monkeypatch: pytest.MonkeyPa
 
 
 def test_other_errors_of_torch_are_not_called_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SOURCE_TERMS, TermName.GRADIENT_MAX, lambda o, c: o.y @ o.y[:, :, :3])
+    monkeypatch.setattr(TermName.GRADIENT_MAX, "function", lambda o, c: o.y @ o.y[:, :, :3])
     with pytest.raises(RuntimeError, match="Expected size"):
         make_engine(make_recipe()).step(0, make_batch())

@@ -1,14 +1,14 @@
-"""Named scalar losses. A term takes the context, the live field it moves and the field it compares with."""
+"""Named scalar losses: functions of the fused picture that they move, maybe of one to compare with, and the context."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from enum import StrEnum
+from typing import Self
 
 from torch import Tensor
 
-from duskfuse.data.fuser import FusionOutput
-from duskfuse.distill.context import BatchContext
-from duskfuse.distill.recipe import TermName
 from duskfuse.distill.terms.contrastive import contrastive
 from duskfuse.distill.terms.diffusion import denoising
 from duskfuse.distill.terms.distillation import (
@@ -25,32 +25,39 @@ from duskfuse.distill.terms.fusion import gradient_max, intensity_max, source_ms
 from duskfuse.distill.terms.perceptual import perceptual
 from duskfuse.distill.terms.segmentation import segmentation
 
-SourceTerm = Callable[[FusionOutput, BatchContext], Tensor]
-ReferenceTerm = Callable[[FusionOutput, FusionOutput, BatchContext], Tensor]
 
-SOURCE_TERMS: dict[TermName, SourceTerm] = {
-    TermName.SOURCE_MSE: source_mse,
-    TermName.INTENSITY_MAX: intensity_max,
-    TermName.GRADIENT_MAX: gradient_max,
-    TermName.SSIM_SOURCES: ssim_sources,
-    TermName.SEGMENTATION: segmentation,
-}
-REFERENCE_TERMS: dict[TermName, ReferenceTerm] = {
-    TermName.PIXEL_TRIPLET: pixel_triplet,
-    TermName.GRADIENT_TRIPLET: gradient_triplet,
-    TermName.CONTRASTIVE: contrastive,
-    TermName.FEATURES: features,
-    TermName.FEATURE_ADAPTERS: feature_adapters,
-    TermName.PIXEL_REFERENCE: pixel_reference,
-    TermName.PIXEL_AFFINE: pixel_affine,
-    TermName.PERCEPTUAL: perceptual,
-    TermName.SSIM_REFERENCE: ssim_reference,
-    TermName.GRADIENT_REFERENCE: gradient_reference,
-    TermName.DENOISING: denoising,
-}
+class TermName(StrEnum):
+    """Every loss that a recipe can name, with its function; a new one is a file and a line here."""
 
+    function: Callable[..., Tensor]
+    compares: bool
+    """Whether the function takes another fused picture to compare with, between the live one and the context."""
 
-def meanings() -> dict[str, str]:
-    """What each term is, in a line."""
-    functions = {**SOURCE_TERMS, **REFERENCE_TERMS}
-    return {name.value: (function.__doc__ or "").splitlines()[0] for name, function in functions.items()}
+    def __new__(cls, function: Callable[..., Tensor]) -> Self:
+        """The member is called what its function is called."""
+        member = str.__new__(cls, function.__name__)
+        member._value_, member.function = function.__name__, function
+        member.compares = len(inspect.signature(function).parameters) > 2
+        return member
+
+    SOURCE_MSE = (source_mse,)
+    INTENSITY_MAX = (intensity_max,)
+    GRADIENT_MAX = (gradient_max,)
+    SSIM_SOURCES = (ssim_sources,)
+    PIXEL_TRIPLET = (pixel_triplet,)
+    GRADIENT_TRIPLET = (gradient_triplet,)
+    CONTRASTIVE = (contrastive,)
+    FEATURES = (features,)
+    FEATURE_ADAPTERS = (feature_adapters,)
+    PIXEL_REFERENCE = (pixel_reference,)
+    PIXEL_AFFINE = (pixel_affine,)
+    PERCEPTUAL = (perceptual,)
+    SSIM_REFERENCE = (ssim_reference,)
+    GRADIENT_REFERENCE = (gradient_reference,)
+    DENOISING = (denoising,)
+    SEGMENTATION = (segmentation,)
+
+    @property
+    def meaning(self) -> str:
+        """What it is, in a line."""
+        return (inspect.getdoc(self.function) or "").splitlines()[0]

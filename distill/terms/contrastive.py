@@ -23,15 +23,14 @@ two losses of an unrolled step either the weights behind the picture differ or e
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from duskfuse.data.fuser import FusionOutput
-from duskfuse.distill.context import Batch, BatchContext
-from duskfuse.distill.recipe import Masking, Norm
 from duskfuse.distill.terms.region_distance import (
     between,
     cell_shares,
@@ -40,6 +39,28 @@ from duskfuse.distill.terms.region_distance import (
     standardised,
 )
 from duskfuse.tasks.encoders import FeatureEncoder
+
+if TYPE_CHECKING:
+    from duskfuse.distill.context import Batch, BatchContext
+
+
+class Masking(StrEnum):
+    """Where the contrastive term applies its masks."""
+
+    IMAGE = "image"
+    """To the pictures: one encoding per mask, as SAGE does."""
+    FEATURE = "feature"
+    """To the feature maps: one encoding per picture, however many masks there are."""
+
+
+class Norm(StrEnum):
+    """What one Frobenius norm of the contrastive term runs over."""
+
+    SAMPLE = "sample"
+    """One mask of one sample: samples do not depend on each other."""
+    BATCH = "batch"
+    """One mask slot of the whole batch, as in SAGE's code."""
+
 
 DENOMINATOR_FLOOR = 0.05
 """Fraction of the batch's mean reference-source distance under which a denominator is not allowed to fall."""

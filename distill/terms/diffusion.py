@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from duskfuse.data.fuser import FusionOutput
-from duskfuse.distill.context import BatchContext
+
+if TYPE_CHECKING:
+    from duskfuse.distill.context import BatchContext
 
 
 def denoising(fused: FusionOutput, reference: FusionOutput, context: BatchContext) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from duskfuse.data.colour import recombine
 from duskfuse.data.fuser import FusionOutput
-from duskfuse.distill.context import BatchContext
 from duskfuse.distill.terms.fusion import sobel_magnitude, source_gradient, structural_similarity
+
+if TYPE_CHECKING:
+    from duskfuse.distill.context import BatchContext
 
 NORM_FLOOR = 1e-8
 VARIANCE_FLOOR = 1e-10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from kornia.filters import spatial_gradient
@@ -9,7 +11,9 @@ from pytorch_msssim import ssim
 from torch import Tensor
 
 from duskfuse.data.fuser import FusionOutput
-from duskfuse.distill.context import BatchContext
+
+if TYPE_CHECKING:
+    from duskfuse.distill.context import BatchContext
 
 
 def sobel_magnitude(image: Tensor) -> Tensor:

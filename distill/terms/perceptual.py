@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from duskfuse.data.fuser import FusionOutput
-from duskfuse.distill.context import BatchContext
 from duskfuse.distill.terms.distillation import compared_pictures
+
+if TYPE_CHECKING:
+    from duskfuse.distill.context import BatchContext
 
 _RGB = 3
 

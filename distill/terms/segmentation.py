@@ -8,11 +8,15 @@ labels are ids, never scaled; the segmenter gives logits, whatever its network e
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from duskfuse.data.colour import recombine
 from duskfuse.data.fuser import FusionOutput
-from duskfuse.distill.context import BatchContext
+
+if TYPE_CHECKING:
+    from duskfuse.distill.context import BatchContext
 
 
 def segmentation(fused: FusionOutput, context: BatchContext) -> Tensor:

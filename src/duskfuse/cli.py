@@ -694,13 +694,13 @@ def show_recipe_command(
     with _verb(as_json):
         from duskfuse.distill.explain_recipe import annotated_yaml
         from duskfuse.distill.recipe import load_recipe
-        from duskfuse.distill.terms import meanings
+        from duskfuse.distill.terms import TermName
 
         resolved = load_recipe(recipe, changes or [])
         if as_json:
             _show(resolved.model_dump(mode="json"), as_json)
         else:
-            print(annotated_yaml(resolved, meanings()), end="")
+            print(annotated_yaml(resolved, {term.value: term.meaning for term in TermName}), end="")
 
 
 @app.command("doctor")
