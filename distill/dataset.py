@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from duskfuse.data.class_conventions import Convention, read_counted_label
 from duskfuse.data.class_tables import IGNORED
+from duskfuse.data.errors import DuskfuseError
 from duskfuse.data.geometry import GeometricDraw, draw_crop, pad_to
 from duskfuse.data.images import file_sha256
 from duskfuse.data.pair import Pair
@@ -199,9 +200,17 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_interrupts_to_the_parent,
     )
-    for tensors in loader:
+    for tensors in _without_traceback(loader):
         names = tuple(dataset.pairs[int(i)].name for i in tensors.pop("position"))
         yield Batch(names=names, **tensors)
+
+
+def _without_traceback(loader: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The same items; an error of a loading process comes with its message alone, as it does without one."""
+    try:
+        yield from loader
+    except DuskfuseError as error:
+        raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
 
 def _leave_interrupts_to_the_parent(_: int) -> None:

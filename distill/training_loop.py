@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import pairwise, repeat
 from typing import Any, TypeVar
 
-from duskfuse.data.errors import InputError
+from duskfuse.data.errors import InputError, TrainingError
 from duskfuse.data.images import write_picture
 from duskfuse.data.progress import say, track
 from duskfuse.distill.context import Batch
@@ -52,7 +52,7 @@ def train(engine: Engine, dataset: TrainingPairs, folder: RunFolder, first: int)
     recipe, done = engine.recipe, first
     batches = _with_following(engine, dataset, first)
     shown = track(batches, f"distill {recipe.name}", total=recipe.total_batches - first)
-    with ExitStack() as stack:
+    with _dead_loaders_named(), ExitStack() as stack:
         log = MetricsLog(folder) if engine.processes.first else None
         if log is not None:
             stack.callback(log.close)
@@ -68,13 +68,18 @@ def train(engine: Engine, dataset: TrainingPairs, folder: RunFolder, first: int)
                 log.write(result, time.monotonic() - clock, waiting)
                 if done % recipe.sample_every == 0 or done == recipe.total_batches:
                     _write_samples(engine, batch, done, folder, log)
-                if done % recipe.save_every == 0 or done == recipe.total_batches or stop:
+                if done % recipe.save_every == 0 or done == recipe.total_batches:
                     log.flush()
                     _save(engine, dataset, folder, done)
             if stop:
-                say(f"stopped at batch {done}; go on with --resume")
-                raise KeyboardInterrupt
+                break
             clock = time.monotonic()
+        if done < recipe.total_batches:
+            if log is not None:
+                log.flush()
+                _save(engine, dataset, folder, done)
+            say(f"stopped at batch {done}; go on with --resume")
+            raise KeyboardInterrupt
 
 
 def _with_following(engine: Engine, dataset: TrainingPairs, first: int) -> Iterator[tuple[Batch, Batch | None]]:
@@ -94,6 +99,21 @@ def timed(batches: Iterable[Waited]) -> Iterator[tuple[Waited, float]]:
         if batch is None:
             return
         yield batch, time.monotonic() - asked
+
+
+@contextmanager
+def _dead_loaders_named() -> Iterator[None]:
+    """Turn the death of a loading process, which PyTorch reports in the middle of anything, into an error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise TrainingError(
+            f"a loading process died ({str(error).splitlines()[0]})",
+            rule="--resume goes on from the last checkpoint",
+            remedy="where memory ran short, with a smaller data.workers",
+        ) from None
 
 
 @contextmanager

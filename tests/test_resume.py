@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from duskfuse.data.errors import InputError
+from duskfuse.data.errors import InputError, TrainingError
 from duskfuse.data.scenes.write import write_scenes
 from duskfuse.data.weights import read_card
 from duskfuse.distill.distill import DistillReport, distill
@@ -64,10 +66,10 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     """End the run as a crash does: nothing is saved."""
     real_step = Engine.step
 
-    def step(self: Engine, number: int, given: Any) -> Any:
+    def step(self: Engine, number: int, *given: Any) -> Any:
         if number == batch:
             raise RuntimeError("crashed")
-        return real_step(self, number, given)
+        return real_step(self, number, *given)
 
     monkeypatch.setattr(Engine, "step", step)
 
@@ -228,6 +230,44 @@ def test_a_signal_waits_for_the_end_of_the_update(
     assert state["next_batch"] == 5
     run(data, recipe, tmp_path / "run", resume=True)
     assert_equals_the_whole(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_picture_is_named_without_a_traceback(data: Path, recipe: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    victim = sorted((tmp_path / "data" / "ir").iterdir())[1]
+    victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "data", recipe, tmp_path / "run", f"data.workers={workers}")
+    assert victim.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_loading_process_that_dies_is_said(
+    data: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_step = Engine.step
+
+    def step(self: Engine, number: int, *given: Any) -> Any:
+        if number == 1:
+            os.kill(_child(), signal.SIGKILL)
+        return real_step(self, number, *given)
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(TrainingError, match=r"a loading process died .*--resume"):
+        run(data, recipe, tmp_path / "run", "data.workers=1", "phases.0.batches=40")
+
+
+def _child() -> int:
+    """The process that this one started last."""
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                children.append(int(stat.parent.name))
+    return max(children)
 
 
 @pytest.mark.slow
