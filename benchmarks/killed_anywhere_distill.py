@@ -4,8 +4,8 @@
     python benchmarks/killed_anywhere_distill.py --kills 20 --out benchmarks/results/killed_anywhere_distill.json
 
 One run is left alone. Then the same run is begun again and again, each time killed (its whole process group) at a
-random moment between 30 and 90 % of what the uninterrupted one needs, and resumed in the same folder. What it ends with must be
-bit-identical: the weights of both networks, and every recorded loss. Main network and student alternate, the student's
+random moment between 30 and 90 % of what the uninterrupted one needs, and resumed in the same folder. What it ends with
+must be bit-identical: the weights of both networks, and every recorded loss. Main network and student alternate, the student's
 weights are averaged, a loading process works ahead, and checkpoints are frequent, so that many kills meet one.
 """
 
