@@ -271,6 +271,7 @@ def test_a_resumed_run_goes_on_bit_for_bit() -> None:
         (["steps.student.terms={pixel_triplet: {weight: 1, reference: teacher_cached}}"], "never look at the teacher"),
         (["phases.1.cycle=[student]"], "which phase alternate does not make: put it in the cycle"),
         (["precision=float16"], "use bfloat16 or float32"),
+        (["steps.student.terms.feature_adapters=0.3"], "moves adapters besides: remove one of the two"),
         (["steps.student.unroll.xi=-1"], "steps.student.unroll.xi: Input should be greater than or equal to 0"),
         (["steps.student.unroll.xi=.inf"], "steps.student.unroll.xi: Input should be a finite number"),
         (["steps.student.unroll.steps=2"], "steps.student.unroll.steps"),
