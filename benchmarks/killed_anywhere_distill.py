@@ -5,8 +5,8 @@
 
 One run is left alone. Then the same run is begun again and again, each time killed (its whole process group) at a
 random moment between 30 and 90 % of what the uninterrupted one needs, and resumed in the same folder. What it ends with
-must be bit-identical: the weights of both networks, and every recorded loss. Main network and student alternate, the student's
-weights are averaged, a loading process works ahead, and checkpoints are frequent, so that many kills meet one.
+must be bit-identical: the weights of both networks, and every recorded loss. Main network and student alternate, the
+student's weights are averaged, a loading process works ahead, and checkpoints are frequent.
 """
 
 from __future__ import annotations
