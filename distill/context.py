@@ -128,13 +128,14 @@ class BatchContext:
         *,
         segmenter: Segmenter | None = None,
         contrastive: ContrastiveConfig | None = None,
+        quality: Mapping[str, float] | None = None,
         perceptual: FeatureEncoder | None = None,
         adapters: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None,
         coupled: bool = False,
     ) -> None:
         self.batch = batch
         self.encoder, self.segmenter = encoder, segmenter
-        self.contrastive = contrastive or ContrastiveConfig()
+        self.contrastive, self.quality = contrastive or ContrastiveConfig(), quality or {}
         self.perceptual, self.adapters = perceptual, adapters
         self._networks = networks
         self._autocast = autocast

@@ -165,6 +165,7 @@ class Engine:
             self._autocast,
             segmenter=self.segmenter,
             contrastive=self.recipe.contrastive,
+            quality=self.recipe.quality,
             perceptual=self.perceptual,
             adapters=self.adapters,
             coupled=coupled,

@@ -19,6 +19,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.distill.explain_recipe import problems
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.contrastive import Masking, Norm
+from duskfuse.tasks.fusion_quality import QUALITY_METRICS, WITHOUT_GRADIENT
 from duskfuse.teachers.denoiser_sizes import DenoiserSize, Prediction
 from duskfuse.teachers.main_network import WIDTH
 from duskfuse.teachers.teacher_images import Brightness
@@ -427,6 +428,8 @@ class Recipe(_Plain):
     encoder: EncoderConfig = EncoderConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    quality: dict[str, Weight] = {}
+    """Fusion metrics of the quality term by name, with their weights: VIF: 0.5, Nabf: 2, ..."""
     perceptual: PerceptualConfig = PerceptualConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     precision: Precision = Precision.AUTO
@@ -483,6 +486,16 @@ class Recipe(_Plain):
             raise ValueError(f"{both}, and {TermName.FEATURE_ADAPTERS} moves adapters besides: remove one of the two")
         if self.precision is Precision.FLOAT16:
             raise ValueError(f"{both}, and the gradient scaling of float16 cannot follow: use bfloat16 or float32")
+
+    @model_validator(mode="after")
+    def _quality_can_be_learned(self) -> Recipe:
+        learnable = [name for name in QUALITY_METRICS if name not in WITHOUT_GRADIENT]
+        for name in self.quality:
+            if name not in learnable:
+                raise ValueError(f"quality: {name} is no metric with a gradient; those are {', '.join(learnable)}")
+        if (TermName.QUALITY in self.terms_used()) != bool(self.quality):
+            raise ValueError("the term quality and the weights in quality belong together: give both or neither")
+        return self
 
     @model_validator(mode="after")
     def _one_target(self) -> Recipe:

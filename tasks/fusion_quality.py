@@ -490,6 +490,7 @@ _METRICS: dict[str, Callable[[_Comparison], Tensor]] = {
 }
 
 QUALITY_METRICS = tuple(_METRICS)
+LOWER_IS_BETTER = frozenset({"CE", "Nabf", "Qcv"})
 WITHOUT_GRADIENT = frozenset({"EN", "MI", "NMI", "CE", "NCIE"})
 STRAIGHT_THROUGH = frozenset({"Qcb", "Qcv"})
 """Metrics whose gradient ignores a rounding."""

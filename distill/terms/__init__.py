@@ -21,8 +21,9 @@ from duskfuse.distill.terms.distillation import (
     pixel_triplet,
     ssim_reference,
 )
-from duskfuse.distill.terms.fusion import gradient_max, intensity_max, source_mse, ssim_sources
+from duskfuse.distill.terms.fusion import gradient_max, intensity_max, source_mse, ssim_sources, thermal_contrast
 from duskfuse.distill.terms.perceptual import perceptual
+from duskfuse.distill.terms.quality import quality
 from duskfuse.distill.terms.segmentation import segmentation
 
 
@@ -44,6 +45,8 @@ class TermName(StrEnum):
     INTENSITY_MAX = (intensity_max,)
     GRADIENT_MAX = (gradient_max,)
     SSIM_SOURCES = (ssim_sources,)
+    THERMAL_CONTRAST = (thermal_contrast,)
+    QUALITY = (quality,)
     PIXEL_TRIPLET = (pixel_triplet,)
     GRADIENT_TRIPLET = (gradient_triplet,)
     CONTRASTIVE = (contrastive,)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import spatial_gradient
+from kornia.filters import gaussian_blur2d, spatial_gradient
 from pytorch_msssim import ssim
 from torch import Tensor
 
@@ -14,6 +14,10 @@ from duskfuse.data.fuser import FusionOutput
 
 if TYPE_CHECKING:
     from duskfuse.distill.context import BatchContext
+
+
+_CONTRAST_WINDOW = 17  # of the fourth-size picture: two and two thirds sigma to either side
+_LEAST_CONTRAST = 0.1  # under this, nothing hot is in the picture, and noise is not to be pulled up
 
 
 def sobel_magnitude(image: Tensor) -> Tensor:
@@ -43,6 +47,29 @@ def intensity_max(fused: FusionOutput, context: BatchContext) -> Tensor:
 def gradient_max(fused: FusionOutput, context: BatchContext) -> Tensor:
     """L1(g(o), ∇max(vis, ir)): every edge of either source is wanted (SAGE, teacher objective)."""
     return F.l1_loss(sobel_magnitude(fused.y), source_gradient(context))
+
+
+CONTRAST_SIGMA = 12.0
+"""Pixels; what is smaller than about twice this stands out or does not."""
+
+
+def thermal_contrast(fused: FusionOutput, context: BatchContext) -> Tensor:
+    """Hot things stand out as in the infrared: mean over the picture of w · relu(D(ir) − D(o)), w = relu(D(ir)) / max.
+
+    D(x) is x minus its Gaussian mean: how much a place is brighter than its surroundings. A fused picture may be
+    brighter or darker as a whole, as long as the person is as much brighter than what is around as the infrared has it.
+    """
+    wanted = _above_surroundings(context.batch.ir).clamp_min(0)
+    weight = wanted / wanted.amax(dim=(1, 2, 3), keepdim=True).clamp_min(_LEAST_CONTRAST)
+    return (weight * (wanted - _above_surroundings(fused.y)).clamp_min(0)).mean()
+
+
+def _above_surroundings(picture: Tensor) -> Tensor:
+    """A picture minus its mean in Gaussian windows of ``CONTRAST_SIGMA``, computed on a fourth of the pixels a side."""
+    small = F.avg_pool2d(picture, 4, ceil_mode=True)
+    side = min(_CONTRAST_WINDOW, *(2 * ((n - 1) // 2) + 1 for n in small.shape[-2:]))
+    smooth = gaussian_blur2d(small, (side, side), (CONTRAST_SIGMA / 4, CONTRAST_SIGMA / 4), border_type="reflect")
+    return picture - F.interpolate(smooth, size=picture.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def ssim_sources(fused: FusionOutput, context: BatchContext) -> Tensor:
