@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse.data.errors import InputError
+from duskfuse.data.fuser import Colour
 from duskfuse.data.images import SMALLEST_SIDE
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Fuser(Protocol):
     """What the user called it: a zoo name or a file name."""
     backend: str
     """``torch`` or ``onnxruntime``."""
+    colour: Colour
+    """What it takes of the visible picture, and makes."""
 
     def fuse(self, ir: Plane, vis_y: Plane) -> Plane:
         """Fuse infrared and visible luminance, both ``[H, W]`` in [0, 1], into luminance ``[H, W]`` in [0, 1]."""
@@ -47,18 +50,30 @@ class TorchFuser:
     def __init__(self, module: nn.Module, name: str) -> None:
         self.name = name
         self.module = module.eval()
+        self.colour = Colour.RGB if getattr(module, "colour", Colour.LUMA) == Colour.RGB else Colour.LUMA
 
     def fuse(self, ir: Plane, vis_y: Plane) -> Plane:
-        """See :class:`Fuser`; raises InputError where the two pictures differ in size."""
+        """See :class:`Fuser`; raises InputError where the two pictures differ in size, and for a model of colours."""
+        refuse_colours(self, "fusing luminance")
+        fused: Plane = self._run(ir, vis_y[..., None])[0, 0]
+        return fused
+
+    def fuse_colours(self, ir: Plane, vis: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fuse infrared ``[H, W]`` and visible RGB ``[H, W, 3]``, both in [0, 1], into RGB, for ``colour`` rgb."""
+        return np.ascontiguousarray(self._run(ir, vis)[0].transpose(1, 2, 0))
+
+    def _run(self, ir: Plane, vis: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch
 
-        check_planes(ir, vis_y)
+        check_planes(ir, vis[..., 0])
         try:
             with torch.inference_mode():
-                fused = self.module(torch.from_numpy(_batch(vis_y)), torch.from_numpy(_batch(ir))).y
+                seen = torch.from_numpy(np.ascontiguousarray(vis.transpose(2, 0, 1), dtype=np.float32))[None]
+                fused = self.module(seen, torch.from_numpy(_batch(ir)))
         except ValueError as error:
             raise InputError(f"{self.name}: {error}", remedy="give larger pictures") from error
-        return np.asarray(fused[0, 0].clamp(0, 1).numpy(), dtype=np.float32)
+        picture = fused.rgb if self.colour is Colour.RGB else fused.y
+        return np.asarray(picture.clamp(0, 1).numpy(), dtype=np.float32)
 
 
 class OnnxFuser:
@@ -69,6 +84,7 @@ class OnnxFuser:
     """
 
     backend = "onnxruntime"
+    colour = Colour.LUMA
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.name = path.name
@@ -112,7 +128,6 @@ def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
         )
     import torch
 
-    from duskfuse.data.fuser import Colour
     from duskfuse.data.weights import read_card
     from duskfuse.students.zoo import load_student
 
@@ -124,14 +139,18 @@ def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    module, card = load_student(model)
-    if card.colour == Colour.RGB.value:
-        raise InputError(
-            f"{path} fuses colours",
-            rule="fusing, measuring and exporting take students of luminance",
-            remedy="train one",
-        )
+    module, _ = load_student(model)
     return TorchFuser(module, path.name)
+
+
+def refuse_colours(fuser: Fuser, use: str) -> None:
+    """Raise InputError for a model that fuses colours, where only luminance is served."""
+    if fuser.colour is Colour.RGB:
+        raise InputError(
+            f"{fuser.name} fuses colours",
+            rule=f"{use} takes models of luminance; the picture gets its colours back afterwards",
+            remedy="train the student with --set student.settings={colour: luma}",
+        )
 
 
 def check_planes(ir: Plane, vis_y: Plane) -> None:

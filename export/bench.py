@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.progress import say, track
-from duskfuse.evaluate.fusers import Fuser, OnnxFuser, TorchFuser, open_fuser, size_text
+from duskfuse.evaluate.fusers import Fuser, OnnxFuser, TorchFuser, open_fuser, refuse_colours, size_text
 from duskfuse.export.export import parse_size
 from duskfuse.export.runtime.fuser import infrared, luminance, recombine
 
@@ -181,6 +181,7 @@ def _opened(item: str | Path, shape: tuple[int, int], threads: int, backend: Bac
     fuser = open_fuser(item, threads)
     if not isinstance(fuser, TorchFuser):
         return [fuser]
+    refuse_colours(fuser, "bench")
     return [_folded(fuser) if backend is Backend.TORCH else _exported(fuser, shape, threads)]
 
 

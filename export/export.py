@@ -25,7 +25,7 @@ from duskfuse.data.images import SMALLEST_SIDE, file_sha256
 from duskfuse.data.progress import say
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard
-from duskfuse.evaluate.fusers import size_text
+from duskfuse.evaluate.fusers import TorchFuser, refuse_colours, size_text
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
 from duskfuse.export.onnx_graph import (
     DeployedStudent,
@@ -135,6 +135,7 @@ def export(
     if reading is not None and calibration is None:
         raise InputError("a reading without --calibration", rule="it says how the calibration pairs are read")
     student, card = load_student(model)
+    refuse_colours(TorchFuser(student, str(model)), "export")
     source = _source_file(model)
     origin = f"pairs of {calibration}" if calibration else "synthetic scenes"
     if calibration is None and Precision.INT8 in precisions:

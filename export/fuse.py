@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import PICTURE_SUFFIXES, write_picture
+from duskfuse.data.fuser import Colour
+from duskfuse.data.images import PICTURE_SUFFIXES, to_u8, write_picture
 from duskfuse.data.pair_files import PairFiles, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import AS_STORED, Reading, load_reading
-from duskfuse.evaluate.fusers import Fuser, open_fuser
+from duskfuse.evaluate.fusers import Fuser, TorchFuser, open_fuser
 from duskfuse.export.runtime.fuser import luminance, recombine
 
 _NAMED = 10
@@ -136,8 +140,15 @@ def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path) -> tuple[float, float]
     """Write the fused picture; the thermal range that was used."""
     pair = read_pair(files)
     vis = pair.vis.permute(1, 2, 0).contiguous().numpy()
-    write_picture(out, recombine(fuser.fuse(pair.ir[0].numpy(), luminance(vis)), vis))
+    write_picture(out, _picture(fuser, pair.ir[0].numpy(), vis))
     return pair.meta.thermal_range
+
+
+def _picture(fuser: Fuser, ir: NDArray[np.float32], vis: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Fused RGB ``[H, W, 3]`` of infrared ``[H, W]`` and visible RGB in [0, 1]."""
+    if isinstance(fuser, TorchFuser) and fuser.colour is Colour.RGB:
+        return to_u8(fuser.fuse_colours(ir, vis))
+    return recombine(fuser.fuse(ir, luminance(vis)), vis)
 
 
 def _matched(ir: Path, vis: Path, reading: Reading) -> tuple[list[PairFiles], list[str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_picture, write_picture
@@ -15,6 +16,7 @@ from duskfuse.evaluate.evaluate import evaluate
 from duskfuse.export.bench import bench
 from duskfuse.export.export import export
 from duskfuse.export.fuse import fuse
+from duskfuse.students.zoo import load_student
 
 SMALL = (
     "data.crop=[32, 32]",
@@ -59,8 +61,19 @@ def test_a_student_of_colours_trains_and_says_so(data: Path, tmp_path: Path) -> 
     distill(data, out=tmp_path / "run", recipe="cached_teacher", changes=changes)
     assert read_card(tmp_path / "run" / "student.safetensors").colour == "rgb"
     assert (tmp_path / "run" / "samples" / "0000002.png").is_file()
-    with pytest.raises(InputError, match="fuses colours"):
-        fuse(data / "ir", data / "vis", tmp_path / "fused", model=tmp_path / "run" / "student.safetensors")
+    model = tmp_path / "run" / "student.safetensors"
+    fuse(data / "ir", data / "vis", tmp_path / "fused", model=model)
+    student, _ = load_student(model)
+    ir, vis = (read_picture(data / kind / "0.png") for kind in ("ir", "vis"))
+    with torch.no_grad():
+        planes = (torch.from_numpy(x.reshape(48, 57, -1)).permute(2, 0, 1)[None] / 255 for x in (vis, ir))
+        want = student(*planes).rgb[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(read_picture(tmp_path / "fused" / "0.png") - want).max() <= 0.51
+    evaluate(data, model=[model], out=tmp_path / "scores", metrics=["EN"])
+    for refused in (lambda: export(model, out=tmp_path / "bundle"), lambda: bench(model, size="64x48", runs=1)):
+        with pytest.raises(InputError, match=r"fuses colours.*models of luminance"):
+            refused()
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_trained_student_fuses_is_measured_exported_and_timed(data: Path, trained: Path, tmp_path: Path) -> None:
