@@ -29,6 +29,7 @@ from duskfuse.distill.run_folder import RunFolder
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.distillation import compared_pictures, feature_adapters, pixel_affine, pixel_reference
 from duskfuse.distill.terms.perceptual import perceptual
+from duskfuse.run_page import write_run_page
 from duskfuse.students.mobile import MobileStudent
 from duskfuse.students.unet import OutputHead, UNetStudent
 from duskfuse.students.zoo import load_student
@@ -251,6 +252,8 @@ def test_features_that_cannot_be_compared_are_refused_before_the_run() -> None:
         load_recipe("realtime_readme", ["steps.student.terms.feature_adapters={weight: 1, reference: teacher_cached}"])
     with pytest.raises(InputError, match="moves the student and its adapters"):
         load_recipe("default", ["steps.teacher.terms.feature_adapters=1"])
+    with pytest.raises(InputError, match="feature_adapters moves adapters besides"):
+        load_recipe("paper_sage_unrolled", ["steps.student.terms.feature_adapters=1"])
     equal_shapes = "steps.student.terms={features: {weight: 1, reference: teacher_sg}}"
     recipe = load_recipe("realtime_readme", [equal_shapes])
     with pytest.raises(InputError, match="use the term feature_adapters"):
@@ -382,6 +385,7 @@ def test_cached_pictures_and_an_online_teacher_at_once(pairs: Path, teacher: Pat
     distill(pairs, out=out, recipe="realtime_readme", changes=both, cache=tmp_path / "cache", init=[teacher])
     names = {"pixel_reference", "ssim_reference"}
     assert [set(terms) for terms in logged(out)] == [names, names, names | {"feature_adapters"}]
+    assert "feature_adapters" in write_run_page(out).read_text()  # though no curve begins with the run
 
 
 def test_weights_of_other_settings_are_refused(pairs: Path, tmp_path: Path) -> None:
