@@ -40,7 +40,9 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
     for record in records:
         phases[record["phase"]] = phases.get(record["phase"], 0) + 1
     stretches = ", ".join(f"{name} ({count} batches)" for name, count in phases.items())
-    return f"{len(records)} updates in {sum(r['seconds'] for r in records):.0f} s: {stretches}."
+    seconds, waiting = (sum(record[key] for record in records) for key in ("seconds", "waiting_seconds"))
+    share = f", {100 * waiting / seconds:.0f} % of the time waiting for data" if seconds else ""
+    return f"{len(records)} updates in {seconds:.0f} s{share}: {stretches}."
 
 
 def _by_step(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -63,27 +65,57 @@ def _steps_table(records: Sequence[dict[str, Any]]) -> Html:
 def _curves(records: Sequence[dict[str, Any]]) -> list[Html]:
     parts: list[Html] = []
     for step, updates in _by_step(records).items():
-        batches = [update["batch"] for update in updates]
-        series = {"loss": _smoothed(batches, [update["loss"] for update in updates])}
-        for term in updates[-1]["terms"]:  # a term may come in later than others
-            having = [update for update in updates if term in update["terms"]]
-            series[term] = _smoothed([u["batch"] for u in having], [u["terms"][term] for u in having])
+        series = {"loss": _smoothed([(update["batch"], update["loss"]) for update in updates])}
+        series |= _by_term(updates, "terms")
         parts += [subheading(step), line_chart_svg(series, "batch", "weighted loss and terms before their weights")]
+        parts += _gradient_curves(updates)
     compared = [
-        record for record in records if record["psnr_to_reference"] is not None and record["owner"] == "student"
+        (record["batch"], record["psnr_to_reference"])
+        for record in records
+        if record["psnr_to_reference"] is not None and record["owner"] == "student"
     ]
     if compared:
-        curve = _smoothed([r["batch"] for r in compared], [r["psnr_to_reference"] for r in compared])
-        parts += [subheading("student"), line_chart_svg({"PSNR to its reference": curve}, "batch", "dB on the batch")]
+        series = {"PSNR to its reference": _smoothed(compared)}
+        parts += [subheading("student"), line_chart_svg(series, "batch", "dB on the batch")]
         parts.append(note("The reference itself moves while main network and student alternate."))
+    return [*parts, subheading("data"), _waiting_curve(records)]
+
+
+def _gradient_curves(updates: Sequence[dict[str, Any]]) -> list[Html]:
+    """What was measured of a step's gradient: the norm of each term's own, and how much a look-ahead adds."""
+    parts: list[Html] = []
+    measured = [update for update in updates if "term_gradient_norms" in update]
+    if measured:
+        together = [(u["batch"], u["gradient_norm"]) for u in measured if u["gradient_norm"] is not None]
+        norms = {"loss": _smoothed(together)} | _by_term(measured, "term_gradient_norms")
+        parts.append(line_chart_svg(norms, "batch", "norm of the gradient of the loss and of each weighted term"))
+    ratios = [(u["batch"], u["correction_ratio"]) for u in updates if u["correction_ratio"] is not None]
+    if ratios:
+        label = "norm of what the look-ahead adds to the gradient, over the norm of the rest"
+        parts.append(line_chart_svg({"correction / direct": _smoothed(ratios)}, "batch", label))
     return parts
 
 
-def _smoothed(batches: Sequence[int], values: Sequence[float]) -> list[tuple[float, float]]:
-    """Means over equal stretches, as (batch, value)."""
+def _waiting_curve(records: Sequence[dict[str, Any]]) -> Html:
+    waiting, whole = (_smoothed([(r["batch"], r[key]) for r in records]) for key in ("waiting_seconds", "seconds"))
+    share = [(batch, 100 * part / total) for (batch, part), (_, total) in zip(waiting, whole, strict=True) if total]
+    return line_chart_svg({"waiting": share}, "batch", "share of the time waiting for data, %")
+
+
+def _by_term(updates: Sequence[dict[str, Any]], key: str) -> dict[str, list[tuple[float, float]]]:
+    """A curve for each term of the last update; a term may come in later than others."""
+    return {
+        term: _smoothed([(update["batch"], update[key][term]) for update in updates if term in update[key]])
+        for term in updates[-1][key]
+    }
+
+
+def _smoothed(values: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of (batch, value) over equal stretches; nothing of nothing."""
     count = min(POINTS, max(len(values) // 5, 1))
     edges = [round(i * len(values) / count) for i in range(count + 1)]
-    return [(_mean(batches[a:b]), _mean(values[a:b])) for a, b in pairwise(edges)]
+    stretches = [values[a:b] for a, b in pairwise(edges) if b > a]
+    return [(_mean([batch for batch, _ in part]), _mean([value for _, value in part])) for part in stretches]
 
 
 def _mean(values: Sequence[float]) -> float:
