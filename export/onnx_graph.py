@@ -86,6 +86,7 @@ def build_graph(deployed: DeployedStudent, *, size: tuple[int, int] | None = Non
     if size is not None:
         _fold_sizes(model)
         _fix_resizes(model)
+        _drop_idle_slices(model)
         _drop_unused(model)
     check_contract(model)
     return model
@@ -146,6 +147,17 @@ def _computed_sizes(model: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -
             if np.size(result) <= _LARGEST_SIZES:
                 values[node.output[0]] = np.asarray(result)
     return {name: value for name, value in values.items() if name not in known}
+
+
+def _drop_idle_slices(model: onnx.ModelProto) -> None:
+    """Remove slices of a fixed-size file that keep everything: cropping to a size that fits anyway."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {value.name: value.type.tensor_type.shape for value in inferred.value_info}
+    for cut in [node for node in model.graph.node if node.op_type == "Slice"]:
+        if cut.input[0] in shapes and shapes[cut.input[0]] == shapes.get(cut.output[0]):
+            for node in model.graph.node:
+                node.input[:] = [cut.input[0] if name == cut.output[0] else name for name in node.input]
+            model.graph.node.remove(cut)
 
 
 def _drop_unused(model: onnx.ModelProto) -> None:

@@ -57,13 +57,18 @@ def quantise_until(
 ) -> Quantised:
     """Quantise a float32 graph, keeping as few convolutions float as ``good_enough`` allows.
 
-    Returns the last try, with the most float convolutions, where none is good enough.
+    Returns the last try, with the most float convolutions, where none is good enough. Tries that would leave nothing to
+    quantise, as the later ones in a small network, are left out.
     """
     depths = convolution_depths(model)
+    tries = [
+        tuple(name for name, (head, tail) in depths.items() if head <= from_input or tail <= from_output)
+        for from_input, from_output in FLOAT_ENDS
+    ]
+    tries = [keep for keep in dict.fromkeys(tries) if len(keep) < len(depths)] or [()]
     few = evenly(pairs, TRIAL_PAIRS)
-    for from_input, from_output in FLOAT_ENDS:
-        keep = tuple(name for name, (head, tail) in depths.items() if head <= from_input or tail <= from_output)
-        last = (from_input, from_output) == FLOAT_ENDS[-1]
+    for keep in tries:
+        last = keep is tries[-1]
         if not last and not good_enough(quantise(model, few, keep)):
             continue
         quantised = Quantised(quantise(model, pairs, keep), keep, len(depths))

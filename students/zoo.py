@@ -12,13 +12,15 @@ from torch import nn
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.weights import ModelCard, load_weights, read_card
-from duskfuse.students import mobile, unet
+from duskfuse.students import edge, mobile, unet
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the packaged weights, ``<name>.safetensors``."""
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     unet.ARCHITECTURE: unet.UNetStudent,
     mobile.ARCHITECTURE: mobile.MobileStudent,
+    edge.EDGE: edge.EdgeStudent,
+    edge.NANO: edge.NanoStudent,
 }
 """Every student; a new one is a file and a line here. Its constructor's annotations are the rule of its settings."""
 
