@@ -150,7 +150,9 @@ def test_build_student_refuses_teachers_strangers_and_wrong_settings() -> None:
     assert isinstance(build_student("unet", {}), UNetStudent)
     with pytest.raises(InputError, match="'sage-main' is a teacher"):
         build_student(main_network.ARCHITECTURE, {})
-    with pytest.raises(InputError, match="unknown student architecture 'resnet'; this version knows unet, mobile, edge, nano"):
+    with pytest.raises(
+        InputError, match="unknown student architecture 'resnet'; this version knows unet, mobile, edge, nano"
+    ):
         build_student("resnet", {})
     for settings in ({"head": "relu"}, {"head": "tanh", "width": 8}, {"head": 3}):
         with pytest.raises(InputError, match=r"it has head \(sigmoid or tanh\)"):
