@@ -6,6 +6,7 @@ visible the column of every pixel, the teacher's picture their mean, the masks a
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -435,6 +436,16 @@ def test_samples_with_everything_depend_on_seed_and_number_alone(opened: Opened)
             assert value.dtype is torch.float32
             assert 0 <= float(value.min()) <= float(value.max()) <= 1
     assert not torch.equal(opened.samples(EVERYTHING, seed=4)[0]["ir"], opened.samples(EVERYTHING, seed=5)[0]["ir"])
+
+
+def test_drawing_samples_leaves_the_random_numbers_of_everybody_else_alone(opened: Opened) -> None:
+    """SAGE §8 row 14: a sample draws from generators of its own, and seeds no other."""
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    samples = opened.samples(EVERYTHING)
+    assert [samples[number]["ir"].shape for number in range(4)] == [(1, 48, 64)] * 4
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert random.getstate() == states[2]
 
 
 def test_a_sample_is_not_changed_in_place(opened: Opened) -> None:

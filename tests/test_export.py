@@ -110,6 +110,14 @@ def test_int8_keeps_the_tensorrt_rules(report: ExportReport) -> None:
     assert {"/student/stage1/stage1.0/Conv", "/student/last/Conv"} <= set(entry.float_convolutions)
 
 
+def test_nothing_is_quantised_without_calibration() -> None:
+    """Dynamic quantisation leaves convolutions in float and cannot be deployed: no module asks for it."""
+    folder = Path(__file__).resolve().parents[1] / "export"
+    code = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
+    assert "quantize_static" in code
+    assert "quantize_dynamic" not in code
+
+
 def test_lint_finds_what_tensorrt_refuses(report: ExportReport) -> None:
     def broken(change: object) -> list[str]:
         model = load(report, "int8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,22 @@ MAY_IMPORT = {
     "evaluate": {"data", "teachers", "students", "tasks", "evaluate"},
     "export": set(FOLDERS),
 }
+OPTIONAL = (
+    "diffusers",
+    "faster_coco_eval",
+    "lpips",
+    "py_sod_metrics",
+    "ray",
+    "segment_anything",
+    "segmentation_models_pytorch",
+    "skimage",
+    "sklearn",
+    "tensorboard",
+    "tensorrt",
+    "thop",
+    "timm",
+    "transformers",
+)
 FORBIDDEN_NAMES = {"utils", "core", "common", "helpers"}
 
 
@@ -74,6 +91,48 @@ def test_the_device_runtime_imports_no_torch_and_keeps_python_3_8_syntax() -> No
             for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
         }
         assert "torch" not in imported, f"{path.name} imports torch"
+
+
+def test_no_module_names_a_device_number_or_a_folder_of_some_machine() -> None:
+    """Devices are given, never taken: no ``.cuda()``, no ``cuda:0``, no absolute path (SAGE's code had all three)."""
+    for path in (path for folder in FOLDERS for path in modules(folder)):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr != "cuda", f"{path.relative_to(ROOT)}:{node.lineno} moves a tensor by .cuda()"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                bound = re.match(r"cuda:\d|/(home|root|mnt|media|data|Users)/|[A-Z]:\\\\", node.value)
+                assert bound is None, f"{path.relative_to(ROOT)}:{node.lineno} names {node.value!r}"
+
+
+def test_every_module_imports_without_optional_packages_and_without_a_network() -> None:
+    """What an extra brings, and SAM, is imported where it is used; nothing is fetched at import."""
+    code = """
+import importlib, pkgutil, socket, sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in OPTIONAL:
+            raise ModuleNotFoundError(f"{name} is optional", name=name)
+
+def refuse(*_):
+    raise AssertionError("a connection at import")
+
+sys.meta_path.insert(0, Refused())
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.getaddrinfo = refuse
+import duskfuse
+names = [module.name for module in pkgutil.walk_packages(duskfuse.__path__, "duskfuse.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+print(len(names))
+"""
+    optional = set(OPTIONAL)
+    result = subprocess.run(
+        [sys.executable, "-c", f"OPTIONAL = {optional}\n{code}"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 100
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["--version"]])

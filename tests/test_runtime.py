@@ -102,6 +102,18 @@ def test_edge_fuser_equals_the_student(network: Path, student: UNetStudent) -> N
     assert np.abs(fused - want).max() < 0.6
 
 
+def test_the_colour_order_and_the_counts_of_a_thermal_camera_change_nothing(network: Path) -> None:
+    """Acceptance check 15: BGR pictures fuse as RGB ones do, and 16-bit infrared as the same values in 8 bits."""
+    fuser, ir = EdgeFuser(network, threads=1), RNG.integers(0, 256, (37, 53), dtype=np.uint8)
+    fused = fuser.fuse(ir, VIS)
+    assert fused.dtype == np.uint8
+    assert fused.shape == VIS.shape
+    bgr = fuser.fuse(ir, np.ascontiguousarray(VIS[..., ::-1]), "BGR")[..., ::-1]
+    counts = fuser.fuse(20_000 + 10 * ir.astype(np.uint16), VIS, ir_range=(20_000, 22_550))
+    for other in (bgr, counts):
+        assert np.abs(other.astype(int) - fused).max() <= 1
+
+
 def test_edge_fuser_refuses_what_does_not_fit(network: Path, student: UNetStudent, tmp_path: Path) -> None:
     fuser = EdgeFuser(network, threads=1)
     with pytest.raises(ValueError, match="align and resize"):

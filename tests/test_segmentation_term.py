@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -28,12 +29,14 @@ from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.distill import distill
-from duskfuse.distill.recipe import DataConfig, load_recipe
+from duskfuse.distill.engine import Engine
+from duskfuse.distill.recipe import DataConfig, FusionField, Owner, load_recipe
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.segmentation import segmentation
 from duskfuse.tasks.open_segmenter import ARCHITECTURE, new_segmenter, segmenter_settings
 from duskfuse.tasks.segmenter import Segmenter
 from duskfuse.tasks.segmenter_network import Trunk
+from duskfuse.teachers.main_network import MainNetwork
 
 SCENES = convention_named("scenes-11")
 ROWS, COLUMNS = 12, 18
@@ -256,3 +259,24 @@ def test_a_critic_that_nobody_asks_or_of_other_classes_is_refused(
     with pytest.raises(InputError, match="has no term but segmentation"):
         run(scenes, scenes.parent / "cache", tmp_path / "run", None, (only,))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_critic_moves_the_whole_main_network_and_stays_as_it_is() -> None:
+    """SAGE §10.13; after one update, for a fresh network's zero projections let no gradient through."""
+    torch.manual_seed(0)
+    critic, label = untrained(), make_label()
+    changes = ["phases=[{name: only, batches: 1, cycle: [pretrain_teacher]}]"]
+    network = MainNetwork(width=8)
+    engine = Engine(
+        load_recipe("paper_sage", changes), {Owner.TEACHER: network}, None, torch.device("cpu"), segmenter=critic
+    )
+    regions = torch.rand(2, 4, 40, 40) > 0.5
+    batch = replace(make_batch(label), masks_ir=regions, masks_vis=regions)
+    engine.step(0, batch)
+    network.zero_grad(set_to_none=True)
+    context = engine.context(batch, Owner.TEACHER)
+    segmentation(context.field(FusionField.TEACHER), context).backward()
+    pictured = {name: p for name, p in network.named_parameters() if not name.startswith("taps.")}
+    still = [name for name, p in pictured.items() if p.grad is None or not p.grad.any()]
+    assert still == []
+    assert all(parameter.grad is None for parameter in critic.parameters())
