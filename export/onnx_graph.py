@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,12 @@ def build_graph(deployed: DeployedStudent, *, size: tuple[int, int] | None = Non
         )
         model = onnx.load(traced)
     _drop_idle_casts(model)
+    _fold_sizes(model)
+    _merge_pads(model)
     if size is not None:
-        _fold_sizes(model)
         _fix_resizes(model)
         _drop_idle_slices(model)
-        _drop_unused(model)
+    _drop_unused(model)
     check_contract(model)
     return model
 
@@ -120,7 +121,7 @@ def _fix_resizes(model: onnx.ModelProto) -> None:
 
 
 def _fold_sizes(model: onnx.ModelProto) -> None:
-    """Compute once and for all what a fixed-size file computes from sizes alone, such as the windows of attention."""
+    """Compute once and for all what depends on constants and known sizes alone, such as the windows of attention."""
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     sizes = {name: value for name, value in tensors.items() if value.size <= _LARGEST_SIZES}
     while computed := _computed_sizes(model, sizes):
@@ -132,12 +133,7 @@ def _fold_sizes(model: onnx.ModelProto) -> None:
 
 def _computed_sizes(model: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Values of all nodes that depend on shapes, constants and ``known`` values only, by the name of their output."""
-    values, inferred = dict(known), onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.value_info, *inferred.input)
-        if value.type.tensor_type.HasField("shape")
-    }
+    values, shapes = dict(known), _shapes(model)
     for node in model.graph.node:
         if node.op_type == "Shape" and all(shapes.get(node.input[0], [0])):
             values[node.output[0]] = np.array(shapes[node.input[0]], np.int64)
@@ -149,12 +145,54 @@ def _computed_sizes(model: onnx.ModelProto, known: Mapping[str, NDArray[Any]]) -
     return {name: value for name, value in values.items() if name not in known}
 
 
+def _merge_pads(model: onnx.ModelProto) -> None:
+    """Let the convolutions behind a padding with zeros do it; in a fixed-size file, as far as their strides reach."""
+    graph, shapes = model.graph, _shapes(model)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for pad in [node for node in graph.node if node.op_type == "Pad"]:
+        users = [node for node in graph.node if pad.output[0] in node.input]
+        plain = all(attribute.s == b"constant" for attribute in pad.attribute)
+        zero = not any(np.any(constants.get(name, 1)) for name in pad.input[2:] if name)
+        amounts = constants.get(pad.input[1], np.full(8, -1)).tolist()
+        if not plain or not zero or amounts[:2] != [0, 0] or amounts[4:6] != [0, 0] or min(amounts) < 0:
+            continue
+        if any(node.op_type != "Conv" for node in users):
+            continue
+        for conv in users:
+            conv.input[0] = pad.input[0]
+            _pad_more(conv, amounts[2:4], amounts[6:], shapes.get(pad.input[0], [])[2:])
+        graph.node.remove(pad)
+
+
+def _pad_more(conv: onnx.NodeProto, before: Sequence[int], after: Sequence[int], sides: Sequence[int]) -> None:
+    """Add to the padding of a convolution of a map of ``sides`` (0 where not known)."""
+    attributes = {attribute.name: attribute.ints for attribute in conv.attribute}
+    pads, kernel, strides = (list(attributes[name]) for name in ("pads", "kernel_shape", "strides"))
+    for axis, side in enumerate(sides):
+        pads[axis] += before[axis]
+        pads[2 + axis] += after[axis]
+        if side and attributes["dilations"][axis] == 1:
+            steps = (side + pads[axis] + pads[2 + axis] - kernel[axis]) // strides[axis]
+            pads[2 + axis] = max(0, steps * strides[axis] + kernel[axis] - side - pads[axis])
+    attributes["pads"][:] = pads
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Shapes of inputs and inner values by name, 0 where a side is not known."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.value_info, *inferred.input)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
 def _drop_idle_slices(model: onnx.ModelProto) -> None:
     """Remove slices of a fixed-size file that keep everything: cropping to a size that fits anyway."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {value.name: value.type.tensor_type.shape for value in inferred.value_info}
+    shapes = _shapes(model)
+    outputs = {value.name for value in model.graph.output}
     for cut in [node for node in model.graph.node if node.op_type == "Slice"]:
-        if cut.input[0] in shapes and shapes[cut.input[0]] == shapes.get(cut.output[0]):
+        if shapes.get(cut.input[0]) == shapes.get(cut.output[0], []) and cut.output[0] not in outputs:
             for node in model.graph.node:
                 node.input[:] = [cut.input[0] if name == cut.output[0] else name for name in node.input]
             model.graph.node.remove(cut)

@@ -7,17 +7,20 @@ the coefficients of a blend of the untouched sources, which costs a handful of e
 
 With g = 1 the weights (w, v) = (0, 0), (1, 0), (½, 0), (0, 1), (1, −1) are the visible picture, infrared, their mean,
 their maximum and their minimum; g = 2 with w = 1 adds the details of both, r then moves the brightness back. Every
-coefficient is clipped to the range of `_BOUNDS`, so that none is wide in INT8, and the full-resolution detail of the
-result comes from the sources in float, not from a quantised map. Nothing looks at more than a neighbourhood and nothing
-is normalised per picture, so that a change in one corner of a video does not move the brightness of another.
+coefficient is clipped to the range of `_BOUNDS`, so that none is wide in INT8, and the detail of the result comes from
+the sources in float, not from a quantised map. Nothing looks at more than a neighbourhood and nothing is normalised per
+picture, so that a change in one corner of a video does not move the brightness of another.
 
-Coefficients come to full resolution by transposed convolutions of equal kernel and stride, so that the files hold
-Conv, ConvTranspose and elementwise operators only, which the DLA of a Jetson runs too. Convolutions are trained as the
-sum of a 3×3, a 1×1 and an identity branch, each normalised, and deployed as one (RepVGG, Ding et al. 2021).
+The blend, too, is computed at 1/4, on blocks of 4×4 pixels that stand as 16 channels (space-to-depth, Shi et al. 2016):
+sources and coefficients then have the layout that vector units and tensor cores want, and one picture instead of every
+map is brought back to full resolution. In files a fixed convolution makes the blocks, since layout operators are slow.
+Convolutions are trained as the sum of a 3×3, a 1×1 and an identity branch, each normalised, and deployed as one
+(RepVGG, Ding et al. 2021).
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +37,11 @@ _BOUNDS = {"g": (0.0, 2.0), "w": (0.0, 1.0), "v": (-1.0, 1.0), "r": (-1.0, 1.0)}
 """Range of each coefficient of the blend."""
 _START = {"g": 1.0, "w": 0.1, "v": 0.8, "r": 0.0}
 """Its first value everywhere, inside the range, where gradients are alive: nearly the brighter source."""
-_STEM_SCALE = 4
-_MOST = 6.0  # of an activation: ReLU6
+_BLOCK = 4
 
 
 @dataclass(frozen=True)
-class _Size:
+class Plan:
     """Widths are 16 or 32, the blocks of channels that CPUs and tensor cores compute at once."""
 
     stem: int
@@ -48,32 +50,30 @@ class _Size:
     """Channels at 1/8."""
     context_layers: int
     fine_layers: int
-    """At 1/4 behind the context; with none the coefficients come from 1/8."""
+    """At 1/4, after stem and context are joined."""
     coefficients: str
-    """Which are predicted; g is 1 where it is not."""
+    """Which are predicted; of the others g is 1, the rest 0."""
 
 
 class EdgeStudent(nn.Module):
     """Fuses a visible picture, its luminance or its colours, and infrared."""
 
-    size = _Size(stem=16, context=32, context_layers=4, fine_layers=2, coefficients="gwvr")
+    plan = Plan(stem=16, context=32, context_layers=4, fine_layers=2, coefficients="gwvr")
 
     def __init__(self, colour: Colour = Colour.LUMA) -> None:
         super().__init__()
         self.colour = Colour(colour)
-        size = self.size
-        self.stem_ir = _stem(1, size.stem)
-        self.stem_vis = _stem(3 if self.colour is Colour.RGB else 1, size.stem)
-        widths = [size.stem] + [size.context] * size.context_layers
+        plan = self.plan
+        self.stem_ir = _stem(1, plan.stem)
+        self.stem_vis = _stem(3 if self.colour is Colour.RGB else 1, plan.stem)
         self.context = nn.Sequential(
-            *(_RepConv(inputs, size.context, stride=1 if index else 2) for index, inputs in enumerate(widths[:-1]))
+            _RepConv(plan.stem, plan.context, stride=2),
+            *(_RepConv(plan.context, plan.context) for _ in range(plan.context_layers - 1)),
         )
-        width, scale = size.context, 2 * _STEM_SCALE
-        if size.fine_layers:
-            self.rejoin = _Unfold(size.context, size.stem, 2, (-_MOST, _MOST))
-            self.fine = nn.Sequential(*(_RepConv(size.stem, size.stem) for _ in range(size.fine_layers)))
-            width, scale = size.stem, _STEM_SCALE
-        self.heads = nn.ModuleDict({name: _Unfold(width, 1, scale, _BOUNDS[name]) for name in size.coefficients})
+        self.rejoin = nn.Sequential(nn.Conv2d(plan.context, plan.stem, 1, bias=False), nn.BatchNorm2d(plan.stem))
+        self.fine = nn.Sequential(*(_RepConv(plan.stem, plan.stem) for _ in range(plan.fine_layers)))
+        self.heads = nn.ModuleDict({name: nn.Conv2d(plan.stem, _BLOCK**2, 1) for name in plan.coefficients})
+        self.blocks, self.negative_blocks, self.picture = _Blocks(1), _Blocks(-1), _Picture()
         self._initialise()
 
     @property
@@ -86,33 +86,48 @@ class EdgeStudent(nn.Module):
 
         ``vis`` is luminance ``[B, 1, H, W]``, or RGB ``[B, 3, H, W]`` for ``colour`` rgb; ``ir`` is ``[B, 1, H, W]``.
         Returns ``y`` and, for ``colour`` rgb, ``rgb`` with the hue of ``vis`` and exactly that luminance, in [0, 1].
-        Taps, for distilling features, are the stem (16 channels at 1/4), the context (32 at 1/8) and, in `edge`, the
+        Taps, for distilling features, are the stem (16 channels at 1/4), the context (32 at 1/8, in `nano` 16) and the
         map that the coefficients come from (16 at 1/4); sizes are rounded up.
         """
         y = luminance(vis) if self.colour is Colour.RGB else vis
-        stem = F.relu6(self.stem_ir(ir) + self.stem_vis(vis))
+        # A ReLU without upper limit after sums: runtimes fuse it with the convolution, a clip they do not.
+        stem = F.relu(self.stem_ir(_padded(ir)) + self.stem_vis(_padded(vis)))
         context = self.context(stem)
-        taps = [stem, context]
-        if self.size.fine_layers:
-            taps.append(self.fine(F.relu6(stem + _cropped(self.rejoin(context), stem))))
-        maps = {name: _cropped(head(taps[-1]), y).to(y.dtype) for name, head in self.heads.items()}
-        fused = _blend(y, ir, maps)
-        return FusionOutput(fused, tuple(taps), rgb=recombine(fused, vis) if self.colour is Colour.RGB else None)
+        wide = F.interpolate(self.rejoin(context), size=stem.shape[-2:], mode="bilinear", align_corners=False)
+        fine = self.fine(F.relu(stem + wide))
+        coefficients = {name: head(fine).to(y.dtype).clamp(*_BOUNDS[name]) for name, head in self.heads.items()}
+        whole_y = _padded(y)
+        difference = self.blocks(_padded(ir)) + self.negative_blocks(whole_y)
+        fused = _cropped(self.picture(_blend(self.blocks(whole_y), difference, coefficients)), y).clamp(0, 1)
+        rgb = recombine(fused, vis) if self.colour is Colour.RGB else None
+        return FusionOutput(fused, (stem, context, fine), rgb=rgb)
 
     def _initialise(self) -> None:
-        """Kaiming (fan-out) for the trunk; the coefficients start as `_START` with faint, smooth variation."""
+        """Kaiming (fan-out) for the trunk; the coefficients start as `_START` with faint variation."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
         for name, head in self.heads.items():
-            assert isinstance(head, _Unfold)
-            head.start(_START[name])
+            assert isinstance(head, nn.Conv2d)
+            assert head.bias is not None
+            nn.init.normal_(head.weight, std=1e-3)
+            nn.init.constant_(head.bias, _START[name])
 
 
 class NanoStudent(EdgeStudent):
-    """`edge` with less context, no layers at 1/4 behind it, and g = 1."""
+    """`edge` with less context, no layers behind the joining of stem and context, and g = 1."""
 
-    size = _Size(stem=16, context=32, context_layers=2, fine_layers=0, coefficients="wvr")
+    plan = Plan(stem=16, context=16, context_layers=3, fine_layers=0, coefficients="wvr")
+
+
+def without_depth_to_space(student: EdgeStudent) -> EdgeStudent:
+    """Return a copy, bit for bit the same function, whose file has a transposed convolution in place of DepthToSpace.
+
+    The DLA of a Jetson has no DepthToSpace.
+    """
+    changed = copy.deepcopy(student)
+    changed.picture.transposed = True
+    return changed
 
 
 class _RepConv(nn.Module):
@@ -149,41 +164,50 @@ class _RepConv(nn.Module):
         return nn.Sequential(conv, nn.ReLU6())
 
 
-class _Unfold(nn.Module):
-    """Maps of a larger scale in blocks of scale×scale pixels: transposed convolution of equal kernel and stride, clip.
+class _Blocks(nn.Module):
+    """Blocks of 4×4 pixels as 16 channels, times a sign: ``[B, 1, 4h, 4w]`` to ``[B, 16, h, w]``."""
 
-    The same function as a 1×1 convolution and depth-to-space with one bias per map, which TensorRT runs as well, but
-    the DLA does not, and ONNX Runtime more slowly.
-    """
-
-    def __init__(self, inputs: int, outputs: int, scale: int, bounds: tuple[float, float]) -> None:
+    def __init__(self, sign: int) -> None:
         super().__init__()
-        self.conv = nn.ConvTranspose2d(inputs, outputs, scale, scale)
-        self.bounds = bounds
+        self.sign = sign
 
-    def start(self, value: float) -> None:
-        """Make the maps start near ``value``, and all pixels of a block alike, so that no grid has to be unlearnt."""
-        nn.init.normal_(self.conv.weight, std=1e-3)
-        with torch.no_grad():
-            self.conv.weight.copy_(self.conv.weight[..., :1, :1].expand_as(self.conv.weight))
-        assert self.conv.bias is not None
-        nn.init.constant_(self.conv.bias, value)
+    def forward(self, plane: Tensor) -> Tensor:
+        """Take ``plane`` apart."""
+        return self.sign * F.pixel_unshuffle(plane, _BLOCK)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, h, w]`` to ``[B, outputs, scale·h, scale·w]``."""
-        maps: Tensor = self.conv(x)
-        return maps.clamp(*self.bounds)
+    def merged(self) -> nn.Module:
+        """A convolution that picks one pixel per channel."""
+        conv = nn.Conv2d(1, _BLOCK**2, _BLOCK, _BLOCK, bias=False)
+        conv.weight = nn.Parameter(self.sign * _picks(), requires_grad=False)
+        return conv
+
+
+class _Picture(nn.Module):
+    """The inverse of `_Blocks`: ``[B, 16, h, w]`` to ``[B, 1, 4h, 4w]``."""
+
+    transposed = False
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """Put the pixels back."""
+        return F.pixel_shuffle(blocks, _BLOCK)
+
+    def merged(self) -> nn.Module:
+        """DepthToSpace, or a transposed convolution that puts one channel at each pixel."""
+        if not self.transposed:
+            return nn.PixelShuffle(_BLOCK)
+        conv = nn.ConvTranspose2d(_BLOCK**2, 1, _BLOCK, _BLOCK, bias=False)
+        conv.weight = nn.Parameter(_picks(), requires_grad=False)
+        return conv
+
+
+def _picks() -> Tensor:
+    """Kernels ``[16, 1, 4, 4]`` of which each is 1 at its own pixel."""
+    return torch.eye(_BLOCK**2).view(_BLOCK**2, 1, _BLOCK, _BLOCK)
 
 
 def _stem(inputs: int, outputs: int) -> nn.Sequential:
-    """A kernel one wider than its stride: ⌈H/4⌉×⌈W/4⌉ for any size without padding of its own, and every pixel seen.
-
-    One stem per source: their sum is the convolution of both, but nothing has to be concatenated.
-    """
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, _STEM_SCALE + 1, _STEM_SCALE, padding=_STEM_SCALE // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-    )
+    """Sees each block once. One stem per source: their sum is the convolution of both, without concatenation."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, _BLOCK, _BLOCK, bias=False), nn.BatchNorm2d(outputs))
 
 
 def _normalised(weight: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -195,12 +219,29 @@ def _normalised(weight: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     return weight.double() * gain[:, None, None, None], norm.bias.double() - norm.running_mean.double() * gain
 
 
-def _blend(y: Tensor, ir: Tensor, maps: dict[str, Tensor]) -> Tensor:
-    """The blend of this module's docstring."""
-    difference = ir - y
-    base = maps["g"] * y if "g" in maps else y
-    fused = base + maps["w"] * difference + maps["v"] * F.relu(difference) + maps["r"]
-    return fused.clamp(0, 1)
+def _blend(y: Tensor, difference: Tensor, maps: dict[str, Tensor]) -> Tensor:
+    """The blend of this module's docstring before its clip."""
+    fused = maps["g"] * y if "g" in maps else y
+    if "r" in maps:
+        fused = fused + maps["r"]
+    if "w" in maps:
+        fused = fused + maps["w"] * difference
+    if "v" in maps:
+        fused = fused + maps["v"] * F.relu(difference)
+    return fused
+
+
+def _padded(picture: Tensor) -> Tensor:
+    """Complete the blocks at the right and lower border with zeros.
+
+    In a file the most that any size needs, which becomes part of the convolutions behind.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return F.pad(picture, (0, _BLOCK - 1, 0, _BLOCK - 1))
+    height, width = picture.shape[-2:]
+    if height % _BLOCK or width % _BLOCK:
+        return F.pad(picture, (0, -width % _BLOCK, 0, -height % _BLOCK))
+    return picture
 
 
 def _cropped(larger: Tensor, beside: Tensor) -> Tensor:
