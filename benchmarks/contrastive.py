@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from duskfuse.data.fuser import FusionOutput
 from duskfuse.data.scenes import render_scene
 from duskfuse.distill.context import Batch, BatchContext
-from duskfuse.distill.recipe import ContrastiveConfig, Masking
-from duskfuse.distill.terms.contrastive import contrastive
+from duskfuse.distill.recipe import ContrastiveConfig
+from duskfuse.distill.terms.contrastive import Masking, contrastive
 from duskfuse.tasks.encoders import FeatureEncoder, FilterBank, SamEncoder, SqueezeNetEncoder, filter_encoder
 
 HEIGHT, WIDTH, MASKS = 192, 256, 4
@@ -88,12 +88,13 @@ def memory(name: str, form: str, arguments: argparse.Namespace) -> int:
 def _grown_mb(name: str, form: str, samples: int, squeezenet: Path | None) -> int:
     step = Step(name, form, samples, squeezenet)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status_kb("VmRSS")
+    before = status_kb("VmRSS")
     step()
-    return (_status_kb("VmHWM") - before) // 1024
+    return (status_kb("VmHWM") - before) // 1024
 
 
-def _status_kb(field: str) -> int:
+def status_kb(field: str) -> int:
+    """A number of ``/proc/self/status``."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
