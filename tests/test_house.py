@@ -7,10 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("data", "teachers", "students", "tasks", "distill", "evaluate", "export")
@@ -133,6 +136,14 @@ print(len(names))
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 100
+
+
+def test_every_dependency_has_a_lowest_version_and_this_machine_has_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for line in project["dependencies"]:
+        requirement = Requirement(line)
+        assert any(bound.operator == ">=" for bound in requirement.specifier), f"{line} has no lowest version"
+        assert requirement.specifier.contains(version(requirement.name)), f"{line}: {version(requirement.name)} is here"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["--version"]])
