@@ -56,7 +56,7 @@ def insert(path: Path, block: Block) -> None:
     margin = re.match(r" *", lines[places[0]])
     assert margin is not None
     lines[places[0] + block.below : places[0] + block.below] = [
-        margin[0] + line for line in block.text.splitlines(keepends=True)
+        margin[0] + line.removeprefix("+") for line in block.text.splitlines(keepends=True)
     ]
     path.write_text("".join(lines), encoding="utf-8")
 
@@ -114,7 +114,13 @@ def records(run: Path) -> list[dict[str, Any]]:
 def test_every_example_says_where_it_belongs() -> None:
     found = blocks()
     assert {block.chapter for block in found} == {"A term", "A student", "A mask source", "A metric"}
-    assert all(block.path for block in found if block.language in ("python", "yaml"))
+    assert {(block.language, bool(block.path), bool(block.anchor)) for block in found} == {
+        ("python", True, False),
+        ("diff", True, True),
+        ("yaml", True, False),
+        ("bash", False, False),
+    }
+    assert all(line[0] == "+" for block in found if block.anchor for line in block.text.splitlines())
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     assert len(found) == page.count("\n```") / 2
 
