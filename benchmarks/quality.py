@@ -77,7 +77,7 @@ def _fuse(fuser: Fuser) -> Fuse:
     return lambda sources: to_u8(fuser.fuse(sources.ir, sources.vis_u8.astype(np.float32) / 255))
 
 
-def mean_scores(fuses: Mapping[str, Fuse], val: Path) -> dict[str, dict[str, float]]:
+def mean_scores(fuses: Mapping[str, Fuse], val: Path) -> dict[str, dict[str, float | None]]:
     """Mean of every metric over the pairs, by method."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in fuses}
     for files in find_pairs(val):
@@ -88,7 +88,7 @@ def mean_scores(fuses: Mapping[str, Fuse], val: Path) -> dict[str, dict[str, flo
     return {name: {m: fmean(row[m] for row in rows) for m in METRICS} for name, rows in found.items()}
 
 
-def mean_ranks(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def mean_ranks(rows: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
     """Mean rank over the metrics among methods that are not trivial."""
     methods = [name for name in rows if name not in TRIVIAL]
     ranks: dict[str, list[int]] = {name: [] for name in methods}
@@ -98,11 +98,15 @@ def mean_ranks(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(found) for name, found in ranks.items()}
 
 
-def _better(first: Mapping[str, float], second: Mapping[str, float], metric: str) -> bool:
-    return first[metric] < second[metric] if metric in LOWER_IS_BETTER else first[metric] > second[metric]
+def _better(first: Mapping[str, float | None], second: Mapping[str, float | None], metric: str) -> bool:
+    """Whether the first is ahead; what is undefined is behind everything."""
+    one, other = first[metric], second[metric]
+    if one is None or other is None:
+        return other is None and one is not None
+    return one < other if metric in LOWER_IS_BETTER else one > other
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     """Markdown, best mean rank first, trivial rows last; wins are metrics in which a row is ahead of another."""
     ranks = mean_ranks(rows)
     order = [*sorted(ranks, key=ranks.__getitem__), *(name for name in TRIVIAL if name in rows)]
