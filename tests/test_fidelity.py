@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from duskfuse.distill.recipe import load_recipe
+from duskfuse.distill.terms.contrastive import Norm
+from duskfuse.students.unet import OutputHead
+from duskfuse.students.zoo import build_student
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "fidelity.md"
 ROWS = {
@@ -49,6 +54,19 @@ def test_every_test_that_is_named_exists() -> None:
     for file in sorted({file for file, _ in named}):
         missing = {test for other, test in named if other == file} - functions(ROOT / file)
         assert not missing, f"{file} has no {', '.join(sorted(missing))}"
+
+
+def test_recipes_take_the_published_forms() -> None:
+    """`key.path: value`, as the page writes it; the options of commands begin with dashes."""
+    numbered = [cells for chapter in ROWS for cells in rows(chapter) if len(cells) == 5]
+    keys = [key for cells in numbered for key in re.findall(r"`(\w[\w.]+: \w+)`", cells[3])]
+    assert len(keys) == 4
+    published = load_recipe("paper_sage_unrolled", [key.replace(": ", "=") for key in keys])
+    assert published.contrastive.norm is Norm.BATCH
+    assert published.main_network.compat
+    assert published.steps["student"].unroll is None
+    student = build_student(published.student.architecture, published.student.settings)
+    assert student.head is OutputHead.TANH
 
 
 @pytest.mark.parametrize(
