@@ -103,14 +103,18 @@ class EdgeStudent(nn.Module):
         return FusionOutput(fused, (stem, context, fine), rgb=rgb)
 
     def _initialise(self) -> None:
-        """Kaiming (fan-out) for the trunk; the coefficients start as `_START` with faint variation."""
+        """Kaiming (fan-out) for the trunk; the coefficients start as `_START` with faint, smooth variation.
+
+        All pixels of a block start alike, so that no grid has to be unlearnt (Aitken et al. 2017).
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
         for name, head in self.heads.items():
             assert isinstance(head, nn.Conv2d)
             assert head.bias is not None
-            nn.init.normal_(head.weight, std=1e-3)
+            nn.init.normal_(head.weight[:1].data, std=1e-3)
+            head.weight.data.copy_(head.weight[:1].expand_as(head.weight))
             nn.init.constant_(head.bias, _START[name])
 
 

@@ -145,6 +145,16 @@ def test_a_new_student_shows_nearly_the_brighter_source(name: str, colour: Colou
 
 
 @pytest.mark.parametrize("name", BOTH)
+def test_a_new_student_draws_no_grid(name: str) -> None:
+    """Of flat sources it makes blocks whose pixels are alike."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        fused = build_student(name, {}).eval()(torch.full((1, 1, 64, 64), 0.7), torch.full((1, 1, 64, 64), 0.3)).y
+    pixels = F.pixel_unshuffle(fused, 4)
+    assert float((pixels.amax(dim=1) - pixels.amin(dim=1)).max()) <= 1e-6
+
+
+@pytest.mark.parametrize("name", BOTH)
 def test_colours_of_the_street_stay(name: str) -> None:
     """RGB out: the luminance is ``y`` exactly, chroma points where the visible chroma points and is never larger."""
     vis, ir = inputs(40, 44, channels=3)
