@@ -157,6 +157,8 @@ class BatchContext:
             if self.batch.teacher_y is None:
                 raise ValueError("the batch holds no cached teacher image")
             return FusionOutput(self.batch.teacher_y)
+        if field is FusionField.PSEUDO_LABEL:
+            return FusionOutput(pseudo_label(self.batch.vis_y, self.batch.ir))
         if field is FusionField.DENOISER_TARGET:
             cached = self.batch.teacher_y
             return FusionOutput(pseudo_label(self.batch.vis_y, self.batch.ir) if cached is None else cached)

@@ -36,14 +36,15 @@ class Owner(StrEnum):
 
 
 class FusionField(StrEnum):
-    """What a term may look at: live outputs, their stop-gradient twins, the cached teacher image, and for the denoiser
-    the picture that it is to find under the noise."""
+    """What a term may look at: live outputs, their stop-gradient twins, the cached teacher image, a picture made of the
+    sources by rule, and for the denoiser the picture that it is to find under the noise."""
 
     STUDENT = "student"
     STUDENT_SG = "student_sg"
     TEACHER = "teacher"
     TEACHER_SG = "teacher_sg"
     TEACHER_CACHED = "teacher_cached"
+    PSEUDO_LABEL = "pseudo_label"
     DENOISER = "denoiser"
     DENOISER_TARGET = "denoiser_target"
 
@@ -131,9 +132,9 @@ class StepConfig(_Plain):
             reference = self.reference(name)
             if reference is self.live:
                 raise ValueError(f"term {name} compares {self.owner} with itself: name another reference")
-            if name in NEEDS_TAPS and reference is FusionField.TEACHER_CACHED:
+            if name in NEEDS_TAPS and reference in (FusionField.TEACHER_CACHED, FusionField.PSEUDO_LABEL):
                 raise ValueError(
-                    f"term {name} needs feature maps, and a cached teacher image has none: "
+                    f"term {name} needs feature maps, and {reference} has none: "
                     "remove the term or use reference: teacher_sg"
                 )
             self._check_denoiser(name, reference)

@@ -17,6 +17,7 @@ from duskfuse.data.priors.cache_masks import cache_masks, open_masks
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.weights import read_card
+from duskfuse.distill.context import Batch
 from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.distill import distill
 from duskfuse.distill.recipe import DataConfig
@@ -108,10 +109,10 @@ def test_an_interrupted_run_resumes_to_the_same_curve_and_weights(
 
     out, real_step = tmp_path / "broken", Engine.step
 
-    def interrupted(self: Engine, number: int, batch: object) -> object:
+    def interrupted(self: Engine, number: int, *batches: Batch) -> object:
         if number == 5:
             raise KeyboardInterrupt
-        return real_step(self, number, batch)  # type: ignore[arg-type]
+        return real_step(self, number, *batches)
 
     monkeypatch.setattr(Engine, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):

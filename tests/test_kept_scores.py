@@ -224,7 +224,9 @@ def test_an_error_in_the_middle_keeps_what_was_scored(data: Path, tmp_path: Path
     monkeypatch.setattr("duskfuse.evaluate.score_pairs.score", failing)
     with pytest.raises(InputError, match="09 has gone"):
         evaluate(data, metrics=METRICS, out=out, workers=1)
-    assert {pair for pair, _ in stored(out)} == {f"{number:02}" for number in range(9)}
+    kept = {pair for pair, _ in stored(out)}  # maybe of a pair behind it as well: jobs are handed out ahead
+    assert kept >= {f"{number:02}" for number in range(9)}
+    assert "09" not in kept
     monkeypatch.undo()
     assert len(evaluate(data, metrics=METRICS, out=out).rows[0].scores) == 16
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import FusionOutput
 from duskfuse.distill.context import Batch, BatchContext
-from duskfuse.distill.recipe import load_recipe
+from duskfuse.distill.pseudo_label import pseudo_label
+from duskfuse.distill.recipe import FusionField, load_recipe
 from duskfuse.distill.terms.fusion import thermal_contrast
 from duskfuse.distill.terms.quality import quality
 from duskfuse.tasks.fusion_quality import fusion_quality
@@ -96,3 +97,13 @@ def test_contrast_of_any_size(size: tuple[int, int]):
     thermal_contrast(FusionOutput(fused), context_of(ir, torch.rand(2, 1, *size))).backward()
     assert fused.grad is not None
     assert fused.grad.isfinite().all()
+
+
+def test_the_picture_by_rule_is_a_reference_without_taps():
+    ir, vis_y = scene()
+    context = context_of(ir, vis_y)
+    made = context.field(FusionField.PSEUDO_LABEL)
+    assert torch.equal(made.y, pseudo_label(context.batch.vis_y, ir))
+    load_recipe("cached_teacher", ["steps.student.terms.gradient_reference={weight: 1, reference: pseudo_label}"])
+    with pytest.raises(InputError, match="needs feature maps"):
+        load_recipe("cached_teacher", ["steps.student.terms.features={weight: 1, reference: pseudo_label}"])
