@@ -30,7 +30,7 @@ def main() -> None:
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         data, out = Path(folder) / "scenes", Path(folder) / "report"
         write_scenes(data, count=SCENES, size=SIZE, seed=SEED)
-        evaluate(data, model=["unet"], out=out)
+        evaluate(data, model=["edge", "unet"], out=out)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         address = (out / "report.html").as_uri()
         views = [view(browser, address, "light", "header"), view(browser, address, "dark", ".browser")]

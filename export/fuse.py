@@ -19,6 +19,7 @@ from duskfuse.data.progress import say, track
 from duskfuse.data.reading import AS_STORED, Reading, load_reading
 from duskfuse.evaluate.fusers import Fuser, TorchFuser, open_fuser
 from duskfuse.export.runtime.fuser import luminance, recombine
+from duskfuse.students.zoo import DEFAULT
 
 _NAMED = 10
 
@@ -47,7 +48,7 @@ def fuse(
     vis: Path,
     out: Path,
     *,
-    model: str | Path = "unet",
+    model: str | Path = DEFAULT,
     overwrite: bool = False,
     reading: Reading | Path = AS_STORED,
 ) -> FuseReport:

@@ -1,4 +1,4 @@
-"""A student in a program: ``duskfuse.load("unet").fuse(ir, vis)`` on arrays or tensors, single or in batches."""
+"""A student in a program: ``duskfuse.load("edge").fuse(ir, vis)`` on arrays or tensors, single or in batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from duskfuse.data.images import visible_from
 from duskfuse.data.reading import AS_STORED, Reading
 from duskfuse.data.weights import ModelCard
 from duskfuse.export.fold import fold_batchnorm
-from duskfuse.students.zoo import load_student
+from duskfuse.students.zoo import DEFAULT, load_student
 
 
 class ChannelOrder(StrEnum):
@@ -119,7 +119,7 @@ class FusionModel:
         return _as_stored(picture, vis.dtype)
 
 
-def load(model: str | Path = "unet", device: str | torch.device = "cpu") -> FusionModel:
+def load(model: str | Path = DEFAULT, device: str | torch.device = "cpu") -> FusionModel:
     """Open a packaged student by name, or a student's checkpoint; nothing is downloaded.
 
     Raises:

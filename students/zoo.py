@@ -30,7 +30,13 @@ _TEACHERS = ("sage-main",)
 class ModelName(StrEnum):
     """Students whose trained weights come with the package."""
 
+    EDGE = "edge"
+    NANO = "nano"
     UNET = "unet"
+
+
+DEFAULT = ModelName.EDGE
+"""The model of those who name none."""
 
 
 def build_student(architecture: str, settings: Mapping[str, JsonValue]) -> nn.Module:

@@ -10,18 +10,20 @@ import pytest
 from duskfuse.data.scenes import Condition, SceneClass, render_scene
 from duskfuse.evaluate.evaluate import evaluate
 from duskfuse.evaluate.fusers import open_fuser
-from duskfuse.students.zoo import load_student
+from duskfuse.students.zoo import ModelName, load_student
 
 
-def test_the_card_names_its_data_and_scores() -> None:
-    _, card = load_student("unet")
+@pytest.mark.parametrize("name", list(ModelName))
+def test_the_card_names_its_data_and_scores(name: ModelName) -> None:
+    _, card = load_student(name)
     assert card.training_data
     assert {"Qabf", "VIF", "SF", "SCD"} <= set(card.metrics)
 
 
-def test_people_stay_visible_at_night() -> None:
+@pytest.mark.parametrize("name", list(ModelName))
+def test_people_stay_visible_at_night(name: ModelName) -> None:
     """Hot people that the visible camera hardly sees stand out in the fused picture."""
-    fuser = open_fuser("unet", threads=1)
+    fuser = open_fuser(name, threads=1)
     gains = []
     for seed in range(4):
         scene = render_scene(seed, size=(240, 320), condition=Condition.NIGHT)
@@ -42,8 +44,9 @@ def _contrast(picture: np.ndarray, people: np.ndarray) -> float:
 @pytest.mark.realdata
 @pytest.mark.slow
 def test_held_out_scores_beat_the_trivial_rows(shared_data: Path, tmp_path: Path) -> None:
-    evaluation = evaluate(shared_data / "val", model=["unet"], out=tmp_path / "scores")
+    evaluation = evaluate(shared_data / "val", model=list(ModelName), out=tmp_path / "scores")
     means = {row.name: {m.name: row.summary(m.name).mean for m in evaluation.metrics} for row in evaluation.rows}
-    for metric in ("Qabf", "VIF", "SF"):
-        assert means["unet"][metric] > means["average"][metric]
-    assert means["unet"]["SCD"] > means["maximum"]["SCD"]
+    for name in ModelName:
+        for metric in ("Qabf", "VIF", "SF"):
+            assert means[name][metric] > means["average"][metric]
+        assert means[name]["SCD"] > means["maximum"]["SCD"]

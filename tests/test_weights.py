@@ -137,7 +137,7 @@ def test_load_student_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path)
     with pytest.raises(InputError, match=r"'unet' are not in this installation \(unet.safetensors is missing\).*train"):
         load_student("unet")
-    assert list_models() == {"unet": {"installed": False}}
+    assert list_models() == {name: {"installed": False} for name in ModelName}
     save_weights(tmp_path / "unet.safetensors", UNetStudent(), CARD)
     assert load_student("unet")[1] == load_student(ModelName.UNET)[1] == CARD
     described = list_models()["unet"]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(model: str | Path = "unet", device: str | torch.device = "cpu") -> FusionModel:
-    """Open a packaged student by name, or a student's checkpoint: ``load("unet").fuse(ir, vis)``.
+def load(model: str | Path = "edge", device: str | torch.device = "cpu") -> FusionModel:
+    """Open a packaged student by name, or a student's checkpoint: ``load("edge").fuse(ir, vis)``.
 
     See `duskfuse.export.fusion_model`.
     """

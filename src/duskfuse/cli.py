@@ -568,7 +568,7 @@ def fuse_command(
     ir: Annotated[Path, typer.Option(help="Infrared picture or folder.", show_default=False)],
     vis: Annotated[Path, typer.Option(help="Visible picture or folder.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Picture or folder to write.", show_default=False)],
-    model: Annotated[str, typer.Option(help="Zoo name, checkpoint or ONNX file.")] = "unet",
+    model: Annotated[str, typer.Option(help="Zoo name, checkpoint or ONNX file.")] = "edge",
     thermal_range: Annotated[
         str | None,
         typer.Option(metavar="LOW:HIGH", help="Stored infrared values that become 0 and 1.", show_default=False),

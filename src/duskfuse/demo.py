@@ -30,7 +30,7 @@ from duskfuse.export.bench import BenchReport, bench
 from duskfuse.export.export import ExportReport, export
 from duskfuse.export.fuse import fuse
 from duskfuse.run_page import add_training
-from duskfuse.students.zoo import ModelName
+from duskfuse.students.zoo import DEFAULT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -97,7 +97,7 @@ def demo(*, out: Path = Path("demo"), overwrite: bool = False) -> DemoReport:
     training = timed("distill", lambda: distill(train, out=out / "run", recipe="demo", cache=cache))
     timed("fuse", lambda: fuse(held_out / "ir", held_out / "vis", out / "fused", model=student))
     exported = timed("export", lambda: export(student, out=out / "bundle", calibration=train))
-    models: list[str | Path] = [ModelName.UNET, student]
+    models: list[str | Path] = [DEFAULT, student]
     evaluation = timed("evaluate", lambda: evaluate(held_out, model=models, out=out / "scores"))
     timings = timed("bench", lambda: bench(out / "bundle", size=f"{SIZE[1]}x{SIZE[0]}"))
     report = DemoReport(out, seconds, training, evaluation, exported, timings)
@@ -121,7 +121,7 @@ def _write_page(report: DemoReport) -> None:
     page = Page(
         "The whole job on built-in scenes",
         lead="Drawn roads by day, night, fog and glare; a main network and a student trained for minutes on a CPU. "
-        "It shows that every part works, not how good a long training is: the packaged unet, trained on real pairs, "
+        "It shows that every part works, not how good a long training is: the packaged edge, trained on real pairs, "
         "stands beside it.",
         stamp=f"{report.timings.machine['cpu']}, {report.timings.machine['cores']} cores · "
         f"{sum(report.seconds.values()):.0f} s in all",
