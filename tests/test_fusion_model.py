@@ -32,7 +32,7 @@ def test_arrays_are_fused_as_files_are(model: FusionModel, tmp_path: Path):
 
     write_picture(tmp_path / "ir.png", SCENE.ir)
     write_picture(tmp_path / "vis.png", SCENE.vis)
-    fuse(tmp_path / "ir.png", tmp_path / "vis.png", tmp_path / "fused.png")
+    fuse(tmp_path / "ir.png", tmp_path / "vis.png", tmp_path / "fused.png", model="unet")
     fused = model.fuse(SCENE.ir, SCENE.vis)
     assert (fused.dtype, fused.shape) == (np.uint8, SCENE.vis.shape)
     assert np.abs(fused.astype(int) - read_picture(tmp_path / "fused.png")[..., :3]).max() <= 1
