@@ -248,7 +248,7 @@ def test_adapted_features_by_hand() -> None:
 
 
 def test_features_that_cannot_be_compared_are_refused_before_the_run() -> None:
-    with pytest.raises(InputError, match=r"feature_adapters needs feature maps.*cached teacher image has none"):
+    with pytest.raises(InputError, match=r"feature_adapters needs feature maps.*teacher_cached has none"):
         load_recipe("realtime_readme", ["steps.student.terms.feature_adapters={weight: 1, reference: teacher_cached}"])
     with pytest.raises(InputError, match="moves the student and its adapters"):
         load_recipe("default", ["steps.teacher.terms.feature_adapters=1"])
