@@ -142,7 +142,8 @@ def test_load_student_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load_student("unet")[1] == load_student(ModelName.UNET)[1] == CARD
     described = list_models()["unet"]
     assert (described["parameters"], described["training_data"]) == (135_617, "120 synthetic pairs")
-    with pytest.raises(InputError, match="neither a model nor a file; models are edge, nano, unet; the path"):
+    said = "'unett' is neither a model nor a file; models are edge, nano, unet; the path of a check"
+    with pytest.raises(InputError, match=said):
         load_student("unett")
 
 
