@@ -39,7 +39,8 @@ from duskfuse.data.scenes import write_scenes
 from duskfuse.distill.context import Batch
 from duskfuse.distill.dataset import TrainingPairs
 from duskfuse.distill.engine import Engine, needed_owners
-from duskfuse.distill.recipe import Owner, Recipe, load_recipe
+from duskfuse.distill.recipe import Owner, Recipe
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms import TermName
 from duskfuse.students.unet import UNetStudent
 from duskfuse.teachers.main_network import MainNetwork

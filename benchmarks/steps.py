@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from duskfuse.data.scenes import render_scene
 from duskfuse.distill.context import Batch, source_patches
 from duskfuse.distill.engine import Engine
-from duskfuse.distill.recipe import Owner, load_recipe
+from duskfuse.distill.recipe import Owner
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.students.unet import UNetStudent
 from duskfuse.tasks.encoders import FeatureEncoder
 from duskfuse.teachers.attention import Attention, Repository, SpatialTransformer

@@ -131,7 +131,8 @@ def _work(case: Case) -> None:
 
     from duskfuse.distill.context import Batch
     from duskfuse.distill.engine import Engine, needed_owners
-    from duskfuse.distill.recipe import Owner, load_recipe
+    from duskfuse.distill.recipe import Owner
+    from duskfuse.distill.recipe_files import load_recipe
     from duskfuse.students.unet import UNetStudent
     from duskfuse.tasks.encoders import filter_encoder
     from duskfuse.teachers.main_network import MainNetwork

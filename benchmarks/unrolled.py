@@ -24,7 +24,8 @@ import torch
 
 from duskfuse.distill.context import Batch
 from duskfuse.distill.engine import Engine
-from duskfuse.distill.recipe import Owner, TermName, load_recipe
+from duskfuse.distill.recipe import Owner, TermName
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.students.unet import UNetStudent
 from duskfuse.tasks.encoders import filter_encoder
 from duskfuse.teachers.main_network import MainNetwork

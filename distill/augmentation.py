@@ -34,7 +34,7 @@ from duskfuse.data.camera_faults import (
 )
 from duskfuse.data.class_tables import IGNORED
 from duskfuse.data.colour import luminance
-from duskfuse.distill.recipe import AugmentConfig, InfraredFaults, Misalignment, VisibleFaults
+from duskfuse.distill.augment_config import AugmentConfig, InfraredFaults, Misalignment, VisibleFaults
 
 PHOTONS = 2000
 """How many white catches before the light is dimmed; as in the robustness sweep."""

@@ -31,7 +31,8 @@ from duskfuse.distill.dataset import TrainingPairs
 from duskfuse.distill.engine import Engine, needed_owners
 from duskfuse.distill.perceptual_network import with_perceptual
 from duskfuse.distill.processes import ALONE, Processes, joined_processes, training_device
-from duskfuse.distill.recipe import EncoderName, FusionField, Owner, Recipe, load_recipe
+from duskfuse.distill.recipe import EncoderName, FusionField, Owner, Recipe
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.run_folder import RunFolder
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.training_loop import continue_run, train

@@ -32,7 +32,8 @@ from duskfuse.distill.distill import build_engine, check_given, open_dataset, wi
 from duskfuse.distill.engine import Engine
 from duskfuse.distill.learning_rate_plot import plot_rates
 from duskfuse.distill.perceptual_network import with_perceptual
-from duskfuse.distill.recipe import EncoderName, Owner, Recipe, load_recipe
+from duskfuse.distill.recipe import EncoderName, Owner, Recipe
+from duskfuse.distill.recipe_files import load_recipe
 
 LOWEST, HIGHEST, UPDATES = 1e-6, 1.0, 100
 SMOOTHING = 0.9

@@ -6,25 +6,20 @@ picture) are refused before anything is computed. ``--set key.path=value`` chang
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from duskfuse.data.errors import InputError
-from duskfuse.distill.explain_recipe import problems
+from duskfuse.distill.augment_config import CACHED_JITTER, AugmentConfig, Plain
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.contrastive import Masking, Norm
 from duskfuse.tasks.fusion_quality import QUALITY_METRICS, WITHOUT_GRADIENT
 from duskfuse.teachers.denoiser_sizes import DenoiserSize, Prediction
 from duskfuse.teachers.main_network import WIDTH
 from duskfuse.teachers.teacher_images import Brightness
-
-RECIPE_FOLDER = "recipes"
 
 
 class Owner(StrEnum):
@@ -60,11 +55,7 @@ Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-class _Plain(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class TermConfig(_Plain):
+class TermConfig(Plain):
     """One weighted term of a step."""
 
     weight: Weight
@@ -76,7 +67,7 @@ class TermConfig(_Plain):
     """The weight grows linearly from 0 to its value between these two steps of the owner."""
 
 
-class UnrollConfig(_Plain):
+class UnrollConfig(Plain):
     """A look-ahead: the step's gradient is taken through one gradient step of another network (SAGE §7 B)."""
 
     through: str
@@ -85,7 +76,7 @@ class UnrollConfig(_Plain):
     """Length of the look-ahead, by default that network's learning rate at the time; 0 is first order."""
 
 
-class StepConfig(_Plain):
+class StepConfig(Plain):
     """One kind of update: an owner and the terms that move it."""
 
     owner: Owner
@@ -160,7 +151,7 @@ class StepConfig(_Plain):
             )
 
 
-class PhaseConfig(_Plain):
+class PhaseConfig(Plain):
     """A stretch of the run: ``batches`` batches, each given to the next step of the cycle."""
 
     name: str
@@ -178,7 +169,7 @@ class OptimiserKind(StrEnum):
     ADAMW = "adamw"
 
 
-class OptimiserConfig(_Plain):
+class OptimiserConfig(Plain):
     """An optimiser with a cosine schedule over exactly this owner's own number of steps."""
 
     kind: OptimiserKind = OptimiserKind.ADAM
@@ -203,98 +194,7 @@ class OptimiserConfig(_Plain):
         return self
 
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Stops = Annotated[float, Field(ge=0, le=16)]
-ZoomSide = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-CACHED_JITTER = 0.1
-"""Most jitter beside cached teacher pictures, which cannot follow it."""
-
-
-class InfraredFaults(_Plain):
-    """Faults of the infrared camera, in what the student is given alone; each strength is drawn from 0 to its value."""
-
-    p: Probability = 0
-    """Probability that the infrared of a sample has them, all together."""
-    noise: Strength = 0.02
-    """Standard deviation of Gaussian noise in every pixel."""
-    stripes: Strength = 0.04
-    """Standard deviation of the offsets of columns, or as often of rows: fixed-pattern noise."""
-    gain: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Values are multiplied by 1 − gain to 1 + gain."""
-    offset: Strength = 0.1
-    """Values are moved by −offset to offset."""
-
-
-class VisibleFaults(_Plain):
-    """Faults of the visible camera, in what the student is given alone.
-
-    A sample has one of those whose strength is not 0, each as often, and between nothing and the strength.
-    """
-
-    p: Probability = 0
-    """Probability that the visible picture of a sample has one."""
-    noise: Strength = 0.09
-    """Standard deviation of the electronics' noise; that of the photons at white is twice as much."""
-    darkness: Stops = 5
-    """Stops of light lost: half of it with every stop, with the noise of the photons that are left."""
-    exposure: Stops = 2
-    """Stops of light too much; what is beyond white is lost."""
-    glare: Strength = 3
-    """Light of a lamp in the lens, where white is 1."""
-    haze: Strength = 2
-    """Density of haze, see `duskfuse.data.camera_faults.add_haze`."""
-
-
-class Misalignment(_Plain):
-    """The infrared that the student is given lies wrong; what it is compared with stays on the grid of the visible."""
-
-    p: Probability = 0
-    """Probability that the infrared of a sample is moved; all the movements below are drawn together."""
-    rotation: Strength = 1.5
-    """Degrees, to either side."""
-    scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.02
-    """Smaller or larger by at most this part."""
-    shift: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """At most this part of the crop's height down or up, and of its width to the sides."""
-    shift_pixels: Strength | None = None
-    """At most so many pixels in each direction, instead of ``shift``."""
-    shear: Annotated[float, Field(ge=0, lt=45)] = 1.0
-    """Degrees, to either side."""
-    elastic: Strength = 1.0
-    """Pixels by which points 64 pixels apart are moved independently, at most; smooth in between."""
-
-
-class AugmentConfig(_Plain):
-    """How samples are varied beyond crop and flip. Everything is off by default and drawn once per sample."""
-
-    zoom: tuple[ZoomSide, ZoomSide] = (1.0, 1.0)
-    """Range of the sides of the box that is cut out, in sides of the crop to which it is resized: [0.6, 1] shows up to
-    1.67 times enlarged pictures. Moves all pictures, masks and labels of a sample together."""
-    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0
-    """Brightness, contrast, gamma and colour balance of the visible picture vary by up to this part. All that sees the
-    visible picture, or is compared with it, takes part; beside cached teacher pictures, which cannot, the student alone
-    is given the varied picture, and at most 0.1 is allowed."""
-    infrared: InfraredFaults = InfraredFaults()
-    """Noise, stripes, gain and offset."""
-    visible: VisibleFaults = VisibleFaults()
-    """Noise, darkness, too much light, glare or haze."""
-    misalignment: Misalignment = Misalignment()
-    """The infrared lies beside where it belongs."""
-    dropout: Probability = 0
-    """Probability that one camera, either as often, gives the student a dead picture: black, one grey, or noise. The
-    living picture then takes the place of the dead one and of a cached teacher picture, masks are empty and labels
-    count nowhere: the other camera is all that the student can be asked for."""
-
-    @model_validator(mode="after")
-    def _zoom_is_a_range(self) -> AugmentConfig:
-        if self.zoom[0] > self.zoom[1]:
-            raise ValueError(f"zoom {list(self.zoom)} is no range: the smaller number comes first")
-        return self
-
-
-class DataConfig(_Plain):
+class DataConfig(Plain):
     """How samples are cut from the pairs."""
 
     crop: tuple[Positive, Positive] = (192, 256)
@@ -317,7 +217,7 @@ class DataConfig(_Plain):
     """How samples are varied beyond crop and flip."""
 
 
-class MainNetworkConfig(_Plain):
+class MainNetworkConfig(Plain):
     """The SAM-guided main network; the number of its masks is ``data.masks``."""
 
     width: Annotated[int, Field(gt=0, multiple_of=4)] = WIDTH
@@ -326,12 +226,12 @@ class MainNetworkConfig(_Plain):
     """The published form, for published weights."""
 
 
-class StudentConfig(_Plain):
+class StudentConfig(Plain):
     """Which student is trained, with its constructor arguments; `duskfuse.students.zoo` knows both."""
 
     architecture: str = "unet"
     """Name of the network."""
-    settings: dict[str, JsonValue] = {}
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of its constructor that differ from their defaults."""
 
 
@@ -344,7 +244,7 @@ class DenoiserTarget(StrEnum):
     """A picture made from the sources by rule, see `duskfuse.distill.pseudo_label`."""
 
 
-class DiffusionConfig(_Plain):
+class DiffusionConfig(Plain):
     """The denoiser of the conditional diffusion teacher; only recipes that train it look here."""
 
     size: DenoiserSize = DenoiserSize.SMALL
@@ -363,7 +263,7 @@ class EncoderName(StrEnum):
     FILTERS = "filters"
 
 
-class EncoderConfig(_Plain):
+class EncoderConfig(Plain):
     """The frozen feature encoder; without a name the best one whose weights are given, else ``filters``."""
 
     name: EncoderName | None = None
@@ -372,7 +272,7 @@ class EncoderConfig(_Plain):
     """Its file."""
 
 
-class SegmenterConfig(_Plain):
+class SegmenterConfig(Plain):
     """The frozen critic of the segmentation term; without a network the term is left out of the run."""
 
     network: Path | None = None
@@ -381,7 +281,7 @@ class SegmenterConfig(_Plain):
     """Class convention such as FMB-15; our own weights know theirs."""
 
 
-class ContrastiveConfig(_Plain):
+class ContrastiveConfig(Plain):
     """The form of the contrastive term."""
 
     masking: Masking = Masking.IMAGE
@@ -397,7 +297,7 @@ class PerceptualName(StrEnum):
     SQUEEZENET = "squeezenet"
 
 
-class PerceptualConfig(_Plain):
+class PerceptualConfig(Plain):
     """The network of the perceptual term."""
 
     network: PerceptualName = PerceptualName.VGG
@@ -416,7 +316,7 @@ class Precision(StrEnum):
     FLOAT16 = "float16"
 
 
-class Recipe(_Plain):
+class Recipe(Plain):
     """Everything a run depends on besides the data."""
 
     name: str
@@ -429,7 +329,7 @@ class Recipe(_Plain):
     encoder: EncoderConfig = EncoderConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
-    quality: dict[str, Weight] = {}
+    quality: dict[str, Weight] = Field(default_factory=dict)
     """Fusion metrics of the quality term by name, with their weights: VIF: 0.5, Nabf: 2, ..."""
     perceptual: PerceptualConfig = PerceptualConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -572,78 +472,3 @@ class Recipe(_Plain):
                 )
             steps[name] = step.model_copy(update={"terms": terms})
         return self.model_copy(update={"steps": steps})
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("duskfuse.distill") / RECIPE_FOLDER
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_recipe(recipe: str | Path, changes: Iterable[str] = ()) -> Recipe:
-    """Read a recipe by name or file, apply ``key.path=value`` changes and validate the result."""
-    values = _read(recipe)
-    for change in changes:
-        apply_change(values, change)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(
-            f"recipe {recipe}: {problems(error, Recipe)}",
-            remedy=f"mend the file or the --set; packaged recipes: {', '.join(recipe_names())}",
-        ) from None
-
-
-def _read(recipe: str | Path) -> dict[str, Any]:
-    if str(recipe) in recipe_names():
-        text = (resources.files("duskfuse.distill") / RECIPE_FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8")
-    elif Path(recipe).is_file():
-        text = Path(recipe).read_text(encoding="utf-8")
-    else:
-        raise InputError(
-            f"no recipe {str(recipe)!r}",
-            rule="a recipe is a packaged name or a YAML file",
-            remedy=f"names: {', '.join(recipe_names())}",
-        )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {recipe} is not YAML: {error}", remedy="mend the file") from None
-    if not isinstance(values, dict):
-        raise InputError(
-            f"recipe {recipe} holds {type(values).__name__}", rule="a recipe is a mapping of keys to values"
-        )
-    return values
-
-
-def apply_change(values: dict[str, Any], change: str) -> None:
-    """Apply one ``a.b.0.c=value``; the value is read as YAML, list items are named by their number."""
-    path, separator, text = change.partition("=")
-    if not separator or not path:
-        raise InputError(f"--set {change!r}", rule="changes are written key.path=value", remedy="e.g. data.batch=2")
-    node: Any = values
-    *parents, last = path.split(".")
-    for key in parents:
-        node = _child(node, key, path)
-    value = yaml.safe_load(text)
-    if isinstance(node, list):
-        node[_index(node, last, path)] = value
-    else:
-        node[last] = value
-
-
-def _child(node: Any, key: str, path: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, key, path)]
-    child = node.setdefault(key, {}) if isinstance(node, dict) else None
-    if isinstance(child, int | float):  # a bare weight: widen it so that one of its keys can be set
-        child = node[key] = {"weight": child}
-    if not isinstance(child, dict | list):
-        raise InputError(f"--set {path}: {key!r} holds {child!r}", rule="only mappings and lists have keys below them")
-    return child
-
-
-def _index(node: list[Any], key: str, path: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
-        raise InputError(f"--set {path}: no item {key!r}", rule=f"the list there has items 0 to {len(node) - 1}")
-    return int(key)

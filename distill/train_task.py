@@ -44,7 +44,8 @@ from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.engine import autocast_dtype
 from duskfuse.distill.optimisers import build_optimiser
 from duskfuse.distill.processes import training_device
-from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive, Precision, apply_change
+from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive, Precision
+from duskfuse.distill.recipe_files import apply_change
 from duskfuse.distill.run_folder import MetricsLog, RunFolder
 from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.task_inputs import ShownPairs, shown_pairs

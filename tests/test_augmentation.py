@@ -29,19 +29,13 @@ from duskfuse.data.priors.cache import PriorStore
 from duskfuse.data.priors.cache_masks import cache_masks, open_masks
 from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.priors.sources import MaskSourceName
+from duskfuse.distill.augment_config import AugmentConfig, InfraredFaults, Misalignment, VisibleFaults
 from duskfuse.distill.augmentation import Change, augmented, faulty_infrared, faulty_visible, jittered, misaligned
 from duskfuse.distill.context import Batch
 from duskfuse.distill.dataset import TrainingPairs, _mix, load_batches
 from duskfuse.distill.engine import Engine
-from duskfuse.distill.recipe import (
-    AugmentConfig,
-    DataConfig,
-    InfraredFaults,
-    Misalignment,
-    Owner,
-    VisibleFaults,
-    load_recipe,
-)
+from duskfuse.distill.recipe import DataConfig, Owner
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.students.unet import UNetStudent
 from duskfuse.teachers.cache_teacher import cache_teacher
 from duskfuse.teachers.teacher_images import Brightness, TeacherImages, open_teacher_images

@@ -16,7 +16,8 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import FusionOutput
 from duskfuse.data.scenes import render_scene
 from duskfuse.distill.context import Batch, BatchContext
-from duskfuse.distill.recipe import ContrastiveConfig, load_recipe
+from duskfuse.distill.recipe import ContrastiveConfig
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms.contrastive import ABSOLUTE_FLOOR, DENOMINATOR_FLOOR, Masking, Norm, contrastive
 from duskfuse.distill.terms.region_distance import cell_shares, squared_distances
 from duskfuse.tasks import encoders

@@ -20,7 +20,8 @@ from duskfuse.distill.distill import distill
 from duskfuse.distill.engine import Engine, needed_owners
 from duskfuse.distill.preview import preview_batch, sample_grid
 from duskfuse.distill.pseudo_label import pseudo_label
-from duskfuse.distill.recipe import DataConfig, FusionField, Owner, Recipe, load_recipe
+from duskfuse.distill.recipe import DataConfig, FusionField, Owner, Recipe
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms import TermName
 from duskfuse.students.unet import UNetStudent
 from duskfuse.teachers.cache_teacher import cache_teacher

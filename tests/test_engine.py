@@ -13,7 +13,8 @@ from duskfuse.data.errors import TrainingError
 from duskfuse.distill.adapters import FeatureAdapters
 from duskfuse.distill.context import Batch, source_patches
 from duskfuse.distill.engine import Engine, needed_owners, ramped_weight
-from duskfuse.distill.recipe import FusionField, Owner, Recipe, TermConfig, load_recipe
+from duskfuse.distill.recipe import FusionField, Owner, Recipe, TermConfig
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.fusion import sobel_magnitude
 from duskfuse.students.unet import UNetStudent

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from duskfuse.cli import app
 from duskfuse.data.errors import InputError
 from duskfuse.distill.explain_recipe import annotated_yaml, meaning
-from duskfuse.distill.recipe import Recipe, load_recipe, recipe_names
+from duskfuse.distill.recipe import Recipe
+from duskfuse.distill.recipe_files import load_recipe, recipe_names
 from duskfuse.distill.terms import TermName
 
 MEANINGS = {term.value: term.meaning for term in TermName}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from duskfuse.distill.recipe import load_recipe
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms.contrastive import Norm
 from duskfuse.students.unet import OutputHead
 from duskfuse.students.zoo import build_student

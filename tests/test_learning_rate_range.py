@@ -16,7 +16,8 @@ from duskfuse.data.scenes.write import write_scenes
 from duskfuse.distill.context import Batch
 from duskfuse.distill.engine import Engine
 from duskfuse.distill.learning_rate_range import find_lr, smooth, suggest, sweep_rates
-from duskfuse.distill.recipe import Owner, load_recipe
+from duskfuse.distill.recipe import Owner
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.students.unet import UNetStudent
 
 RECIPE = """

@@ -10,7 +10,8 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import FusionOutput
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.pseudo_label import pseudo_label
-from duskfuse.distill.recipe import FusionField, load_recipe
+from duskfuse.distill.recipe import FusionField
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms.fusion import thermal_contrast
 from duskfuse.distill.terms.quality import quality
 from duskfuse.tasks.fusion_quality import fusion_quality

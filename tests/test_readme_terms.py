@@ -24,7 +24,8 @@ from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.distill import distill
 from duskfuse.distill.engine import Engine, ramped_weight
 from duskfuse.distill.perceptual_network import with_perceptual
-from duskfuse.distill.recipe import FusionField, Owner, Recipe, load_recipe
+from duskfuse.distill.recipe import FusionField, Owner, Recipe
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.run_folder import RunFolder
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.distillation import compared_pictures, feature_adapters, pixel_affine, pixel_reference

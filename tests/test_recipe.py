@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from duskfuse.data.errors import InputError
-from duskfuse.distill.recipe import FusionField, Owner, load_recipe, recipe_names
+from duskfuse.distill.recipe import FusionField, Owner
+from duskfuse.distill.recipe_files import load_recipe, recipe_names
 from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.terms import TermName
 

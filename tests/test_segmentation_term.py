@@ -30,7 +30,8 @@ from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.distill import distill
 from duskfuse.distill.engine import Engine
-from duskfuse.distill.recipe import DataConfig, FusionField, Owner, load_recipe
+from duskfuse.distill.recipe import DataConfig, FusionField, Owner
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.segmentation import segmentation
 from duskfuse.tasks.open_segmenter import ARCHITECTURE, new_segmenter, segmenter_settings

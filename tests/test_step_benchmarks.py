@@ -13,7 +13,8 @@ import torch
 from duskfuse.data.fuser import FusionOutput
 from duskfuse.distill.context import BatchContext
 from duskfuse.distill.engine import Engine
-from duskfuse.distill.recipe import Owner, load_recipe
+from duskfuse.distill.recipe import Owner
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms.distillation import features, pixel_triplet
 from duskfuse.distill.terms.fusion import sobel_magnitude
 from duskfuse.students.unet import UNetStudent

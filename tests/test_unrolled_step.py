@@ -25,7 +25,8 @@ from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.distill import distill
 from duskfuse.distill.engine import Engine, StepResult
 from duskfuse.distill.learning_rate_range import sweep_rates
-from duskfuse.distill.recipe import FusionField, Owner, load_recipe
+from duskfuse.distill.recipe import FusionField, Owner
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.unrolled import Functional, Hypergradient, Parameters, hypergradient
 from duskfuse.students.unet import UNetStudent

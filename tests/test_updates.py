@@ -16,7 +16,8 @@ from duskfuse.data.fuser import FusionOutput
 from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.engine import Engine
 from duskfuse.distill.optimisers import build_average, build_optimiser
-from duskfuse.distill.recipe import OptimiserConfig, OptimiserKind, Owner, Recipe, load_recipe
+from duskfuse.distill.recipe import OptimiserConfig, OptimiserKind, Owner, Recipe
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.terms import TermName
 from duskfuse.students.unet import UNetStudent

@@ -13,7 +13,8 @@ from torch import Tensor
 from duskfuse.data.scenes.scene import render_scene
 from duskfuse.distill.context import Batch, source_patches
 from duskfuse.distill.engine import Engine
-from duskfuse.distill.recipe import Owner, load_recipe
+from duskfuse.distill.recipe import Owner
+from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.students.unet import UNetStudent
 from duskfuse.teachers.main_network import MainNetwork
 

@@ -672,7 +672,7 @@ def recipes_command(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with _verb(as_json):
-        from duskfuse.distill.recipe import load_recipe, recipe_names
+        from duskfuse.distill.recipe_files import load_recipe, recipe_names
 
         recipes = [load_recipe(name) for name in recipe_names()]
         _show(
@@ -693,7 +693,7 @@ def show_recipe_command(
     """Print a recipe whole, with what every key means; saved to a file it can be changed and run."""
     with _verb(as_json):
         from duskfuse.distill.explain_recipe import annotated_yaml
-        from duskfuse.distill.recipe import load_recipe
+        from duskfuse.distill.recipe_files import load_recipe
         from duskfuse.distill.terms import TermName
 
         resolved = load_recipe(recipe, changes or [])
