@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 
 FOLDERS = ("data", "teachers", "students", "tasks", "distill", "evaluate", "export")
 
-packages = ["duskfuse"]
+packages = ["duskfuse", "duskfuse.cli"]
 for folder in FOLDERS:
     packages += [f"duskfuse.{folder}", *(f"duskfuse.{folder}.{name}" for name in find_packages(folder))]
 

@@ -175,6 +175,7 @@ def test_the_wheel_holds_the_tree_and_nothing_else(tmp_path: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {f"duskfuse/{p.relative_to(ROOT)}" for folder in FOLDERS for p in modules(folder)}
     expected |= {f"duskfuse/{path.name}" for path in (ROOT / "src" / "duskfuse").glob("*.py")} | {"duskfuse/py.typed"}
+    expected |= {f"duskfuse/cli/{path.name}" for path in (ROOT / "src" / "duskfuse" / "cli").glob("*.py")}
     expected |= {f"duskfuse/{p.relative_to(ROOT)}" for p in (ROOT / "distill" / "recipes").glob("*.yaml")}
     expected |= {f"duskfuse/evaluate/report_page/{name}" for name in ("browser.html", "page.css", "page.js")}
     expected |= {f"duskfuse/{p.relative_to(ROOT)}" for p in (ROOT / "students" / "weights").glob("*") if p.is_file()}

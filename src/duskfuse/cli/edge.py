@@ -1,0 +1,155 @@
+"""The verbs that use a student: pictures, files for the device, timings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from duskfuse.cli.application import app
+from duskfuse.cli.options import Json, Out, Overwrite, Threads
+from duskfuse.cli.verb import choice, show, verb
+
+if TYPE_CHECKING:
+    from duskfuse.data.reading import Reading
+
+PANEL = "Use"
+
+
+@app.command("fuse", rich_help_panel=PANEL)
+def fuse_command(
+    ir: Annotated[Path, typer.Option(help="Infrared picture or folder.", show_default=False)],
+    vis: Annotated[Path, typer.Option(help="Visible picture or folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Picture or folder to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Zoo name, checkpoint or ONNX file.")] = "edge",
+    thermal_range: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Stored infrared values that become 0 and 1.", show_default=False),
+    ] = None,
+    percentiles: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH", help="Scale each infrared picture by these, 0 to 100.", show_default=False),
+    ] = None,
+    black_hot: Annotated[bool, typer.Option("--black-hot", help="The infrared camera shows heat dark.")] = False,
+    resize_ir: Annotated[
+        bool, typer.Option("--resize-ir", help="Resize infrared pictures to the visible size.")
+    ] = False,
+    homography: Annotated[
+        Path | None, typer.Option(help="JSON file that maps infrared to visible pixels.", show_default=False)
+    ] = None,
+    reading: Annotated[
+        Path | None, typer.Option(help="YAML file with these settings; options go before it.", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Fuse one pair, or two folders matched by name."""
+    with verb(as_json):
+        from duskfuse.export.fuse import fuse
+
+        how = _reading(reading, thermal_range, percentiles, black_hot, resize_ir, homography)
+        report = fuse(ir, vis, out, model=model, overwrite=overwrite, reading=how)
+        show(report.to_json(), as_json)
+
+
+@app.command("export", rich_help_panel=PANEL)
+def export_command(
+    model: Annotated[str, typer.Argument(help="Zoo name or checkpoint.", show_default=False)],
+    out: Out,
+    precision: Annotated[str, typer.Option(help="Comma-separated: fp32, fp16, int8.")] = "fp32,fp16,int8",
+    size: Annotated[
+        list[str] | None, typer.Option(help="WIDTHxHEIGHT of a static file; repeatable.", show_default=False)
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Pairs to calibrate and verify on; default: built-in scenes.", show_default=False),
+    ] = None,
+    reading: Annotated[
+        Path | None,
+        typer.Option(help="YAML: how their infrared is read; default: their duskfuse.yaml.", show_default=False),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write verified ONNX files for the device."""
+    with verb(as_json):
+        from duskfuse.export.export import export
+        from duskfuse.export.onnx_graph import Precision
+
+        precisions = [choice(Precision, text.strip(), "--precision") for text in precision.split(",")]
+        report = export(
+            model,
+            out=out,
+            precision=precisions,
+            size=size or (),
+            calibration=calibration,
+            reading=reading,
+            overwrite=overwrite,
+        )
+        show(report.to_json(), as_json, [report.table()])
+
+
+@app.command("bench", rich_help_panel=PANEL)
+def bench_command(
+    model: Annotated[list[str], typer.Argument(help="Models, ONNX files or bundles.", show_default=False)],
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT.")] = "640x480",
+    threads: Threads = None,
+    backend: Annotated[str | None, typer.Option(help="onnxruntime or torch.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Time models on this machine: batch 1, warm-up, median, p90, p99."""
+    with verb(as_json):
+        from duskfuse.export.bench import Backend, bench
+
+        chosen = None if backend is None else choice(Backend, backend, "--backend")
+        report = bench(model, size=size, threads=threads, backend=chosen)
+        show(report.to_json(), as_json, [report.table()])
+
+
+@app.command("models", rich_help_panel=PANEL)
+def models_command(as_json: Json = False) -> None:
+    """List the packaged students."""
+    with verb(as_json):
+        from duskfuse.students.zoo import list_models
+
+        show(list_models(), as_json)
+
+
+def _reading(
+    file: Path | None,
+    thermal_range: str | None,
+    percentiles: str | None,
+    black_hot: bool,
+    resize_ir: bool,
+    homography: Path | None,
+) -> Reading:
+    """The settings of a file, replaced by those of the options."""
+    from duskfuse.data.homography import load_homography
+    from duskfuse.data.images import ThermalRange
+    from duskfuse.data.reading import AS_STORED, load_reading
+
+    changes: dict[str, Any] = {}
+    if thermal_range is not None or percentiles is not None:
+        changes["thermal_range"] = (
+            None if thermal_range is None else ThermalRange(*_span("--thermal-range", thermal_range))
+        )
+        changes["percentiles"] = None if percentiles is None else _span("--percentiles", percentiles)
+    if black_hot:
+        changes["black_hot"] = True
+    if resize_ir or homography is not None:
+        changes |= {"resize_ir": resize_ir, "homography": load_homography(homography) if homography else None}
+    return replace(AS_STORED if file is None else load_reading(file), **changes)
+
+
+def _span(option: str, text: str) -> tuple[float, float]:
+    from duskfuse.data.errors import InputError
+
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise InputError(
+            f"{option} {text}", rule="two numbers, written LOW:HIGH", remedy=f"e.g. {option} 0.5:99.5"
+        ) from None
+    return low, high
