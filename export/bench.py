@@ -25,7 +25,8 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.progress import say, track
 from duskfuse.evaluate.fusers import Fuser, OnnxFuser, TorchFuser, open_fuser, refuse_colours, size_text
 from duskfuse.export.export import parse_size
-from duskfuse.export.runtime.fuser import infrared, luminance, recombine
+from duskfuse.export.runtime.fuser import luminance, recombine
+from duskfuse.export.runtime.thermal import infrared
 
 if TYPE_CHECKING:
     from rich.table import Table

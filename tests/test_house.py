@@ -50,12 +50,13 @@ def modules(folder: str) -> list[Path]:
 
 
 def imported_folders(path: Path) -> set[str]:
-    """Folders of duskfuse that a module imports, anywhere in its text; relative imports are an error."""
+    """Folders of duskfuse that a module imports; relative imports are for the device runtime, which ships alone."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
+            ships_alone = path.parent == ROOT / "export" / "runtime"
+            assert node.level <= int(ships_alone), f"{path} has a relative import"
             names = [node.module or ""]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

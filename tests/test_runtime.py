@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from duskfuse.evaluate.fusers import INPUTS
 from duskfuse.export.fold import fold_batchnorm
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph
 from duskfuse.export.runtime import fuser as runtime
-from duskfuse.export.runtime.fuser import EdgeFuser, infrared, luminance, recombine
+from duskfuse.export.runtime.fuser import EdgeFuser, luminance, recombine
+from duskfuse.export.runtime.thermal import infrared
 from duskfuse.students.unet import UNetStudent
 
 RUNTIME = Path(runtime.__file__).parent
@@ -45,18 +47,20 @@ def test_runtime_is_python_3_8(path: Path) -> None:
         assert not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("duskfuse")
 
 
-def test_runtime_file_runs_alone_and_without_torch(network: Path) -> None:
+def test_runtime_runs_alone_and_without_torch(network: Path, tmp_path: Path) -> None:
+    shutil.copytree(RUNTIME, tmp_path / "duskfuse_runtime", ignore=shutil.ignore_patterns("__pycache__"))
     code = (
-        "import importlib.util, sys\n"
+        "import sys\n"
         "for name in ('torch', 'duskfuse', 'onnx', 'pydantic'): sys.modules[name] = None\n"
-        f"spec = importlib.util.spec_from_file_location('edge', {str(RUNTIME / 'fuser.py')!r})\n"
-        "edge = importlib.util.module_from_spec(spec); spec.loader.exec_module(edge)\n"
+        "from duskfuse_runtime.fuser import EdgeFuser\n"
         "import numpy as np\n"
-        f"fuser = edge.EdgeFuser({str(network)!r}, threads=1)\n"
+        f"fuser = EdgeFuser({str(network)!r}, threads=1)\n"
         "out = fuser.fuse(np.zeros((20, 24), np.uint8), np.full((20, 24, 3), 90, np.uint8))\n"
         "print(out.shape, out.dtype)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env={"PYTHONPATH": ""}
+    )
     assert done.stdout.strip() == "(20, 24, 3) uint8", done.stderr
 
 

@@ -1,1 +1,1 @@
-"""What runs on the device; needs NumPy, OpenCV and ONNX Runtime only."""
+"""What runs on the device: NumPy, OpenCV, and ONNX Runtime or TensorRT, never PyTorch. Ships as `duskfuse_runtime`."""
