@@ -27,6 +27,7 @@ from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard
 from duskfuse.evaluate.fusers import TorchFuser, refuse_colours, size_text
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
+from duskfuse.export.lint_finding import Finding
 from duskfuse.export.onnx_graph import (
     DeployedStudent,
     Precision,
@@ -35,7 +36,8 @@ from duskfuse.export.onnx_graph import (
     save_graph,
     set_properties,
 )
-from duskfuse.export.quantise import check_qdq, quantise_until
+from duskfuse.export.quantise import quantise_until
+from duskfuse.export.tensorrt_lint import LintReport, lint
 from duskfuse.export.verify import LEAST_PSNR_DB, PICTURES, Reference, Verification
 from duskfuse.students.zoo import WEIGHTS, ModelName, load_student
 
@@ -68,6 +70,10 @@ class ExportedFile:
     """INT8 only: the convolutions that stay float."""
     convolutions: int = 0
     """INT8 only: all convolutions."""
+    tensorrt: dict[str, str] = field(default_factory=dict)
+    """The lint's verdict for each TensorRT release."""
+    findings: tuple[Finding, ...] = ()
+    """What the lint found; warnings only, since errors end the export."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +181,7 @@ def _export_size(
             )
             set_properties(model, _properties(card, report, precision, size, float_layers))
             check_contract(model)
+            linted = _linted(model, final.name)
             save_graph(model, unverified)
             verification = reference.verify(unverified, precision)
             os.replace(unverified, final)
@@ -188,6 +195,8 @@ def _export_size(
                 verification,
                 float_layers,
                 layers,
+                {release: verdict.value for release, verdict in linted.verdicts.items()},
+                linted.findings,
             )
         )
 
@@ -213,9 +222,22 @@ def _in_precision(
         return reference.compare(scratch, Precision.INT8).worst_psnr_db >= wanted
 
     quantised = quantise_until(deployed, pairs, good_enough)
-    if faults := check_qdq(quantised.model):
-        raise VerificationError(f"the INT8 graph breaks TensorRT's rules: {'; '.join(faults[:3])}")
+    if not any(node.op_type == "QuantizeLinear" for node in quantised.model.graph.node):
+        raise VerificationError("nothing was quantised", rule="INT8 is made of convolutions", remedy="export fp16")
     return quantised.model, quantised.float_convolutions, quantised.convolutions
+
+
+def _linted(model: onnx.ModelProto, name: str) -> LintReport:
+    """Check a file against every TensorRT release; raise VerificationError where one of them refuses it."""
+    report = lint(model, name)
+    if report.errors:
+        first = report.errors[0]
+        raise VerificationError(
+            f"{name} is refused by TensorRT {', '.join(first.releases)}: {first}",
+            rule="a file is read by every TensorRT release from 8.5 on",
+            remedy=first.remedy,
+        )
+    return report
 
 
 def _properties(

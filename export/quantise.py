@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -134,53 +133,6 @@ def _fewest(
             steps = min(reached) + (node.op_type == "Conv")
             found |= {name: min(steps, found.get(name, steps)) for name in ahead}
     return found
-
-
-def check_qdq(model: onnx.ModelProto) -> list[str]:
-    """List what in an INT8 graph breaks TensorRT's rules for explicit quantisation; empty when nothing does.
-
-    The rules: int8 only, zero point 0, scales and zero points are constants of the file, scales finite and positive, no
-    quantised bias, no operator outside the standard domain, and the network's output is not quantised.
-    """
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    constants |= {
-        node.output[0]: onnx.numpy_helper.to_array(attribute.t)
-        for node in model.graph.node
-        if node.op_type == "Constant"
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
-    makers = {output: node for node in model.graph.node for output in node.output}
-    quantisers = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    faults = [fault for node in quantisers for fault in _node_faults(node, constants)]
-    if not quantisers:
-        faults.append("nothing is quantised")
-    faults += [
-        f"the output {value.name} is quantised"
-        for value in model.graph.output
-        if value.name in makers and makers[value.name].op_type in ("QuantizeLinear", "DequantizeLinear")
-    ]
-    faults += [f"{node.name} is of the domain {node.domain}" for node in model.graph.node if node.domain]
-    faults += [f"unused operator set {entry.domain}" for entry in model.opset_import if entry.domain]
-    for node in model.graph.node:
-        if node.op_type == "Conv" and len(node.input) > 2 and node.input[2] in makers:
-            faults.append(f"{node.name} has a computed bias")
-    return faults
-
-
-def _node_faults(node: onnx.NodeProto, constants: dict[str, NDArray[Any]]) -> Iterator[str]:
-    scale = constants.get(node.input[1])
-    zero = constants.get(node.input[2]) if len(node.input) > 2 else None
-    if scale is None:
-        yield f"{node.name}: its scale is not a constant"
-    elif not (np.isfinite(scale) & (scale > 0)).all():
-        yield f"{node.name}: a scale is zero, negative or not finite"
-    if zero is None:
-        yield f"{node.name}: its zero point is not a constant"
-    elif zero.dtype != np.int8:
-        yield f"{node.name}: {zero.dtype} instead of int8"
-    elif zero.any():
-        yield f"{node.name}: its zero point is not 0"
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
