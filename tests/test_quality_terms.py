@@ -12,7 +12,7 @@ from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.pseudo_label import pseudo_label
 from duskfuse.distill.recipe import FusionField
 from duskfuse.distill.recipe_files import load_recipe
-from duskfuse.distill.terms.fusion import thermal_contrast
+from duskfuse.distill.terms.fusion import AMPLIFICATION, invented_edges, thermal_contrast
 from duskfuse.distill.terms.quality import quality
 from duskfuse.tasks.fusion_quality import fusion_quality
 
@@ -108,3 +108,25 @@ def test_the_picture_by_rule_is_a_reference_without_taps():
     load_recipe("cached_teacher", ["steps.student.terms.gradient_reference={weight: 1, reference: pseudo_label}"])
     with pytest.raises(InputError, match="needs feature maps"):
         load_recipe("cached_teacher", ["steps.student.terms.features={weight: 1, reference: pseudo_label}"])
+
+
+def test_invented_edges_are_the_pixel_pairs_that_differ_more_than_the_sources_allow():
+    ir, vis_y = scene()
+    fused = torch.rand(3, 1, 56, 64).requires_grad_()
+    total = 0.0
+    for axis, shape in ((-1, (56, 63)), (-2, (55, 64))):
+        found = 0.0
+        for sample in range(3):
+            made, first, second = (x[sample, 0].diff(dim=axis).abs() for x in (fused.detach(), vis_y, ir))
+            for row in range(shape[0]):
+                for column in range(shape[1]):
+                    allowed = AMPLIFICATION * max(float(first[row, column]), float(second[row, column]))
+                    found += max(float(made[row, column]) - allowed, 0.0)
+        total += found / (3 * shape[0] * shape[1])
+    value = invented_edges(FusionOutput(fused), context_of(ir, vis_y))
+    assert float(value.detach()) == pytest.approx(total, rel=1e-4)
+    value.backward()
+    assert fused.grad is not None
+    assert fused.grad.isfinite().all()
+    for blend in (torch.maximum(ir, vis_y), ir, 1.4 * vis_y - 0.2):  # the edges of the sources are not invented
+        assert float(invented_edges(FusionOutput(blend), context_of(ir, vis_y))) < 1e-7

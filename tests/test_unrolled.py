@@ -199,7 +199,10 @@ def test_micro_batches_give_the_gradient_of_the_joined_batch(problem: Problem) -
 
 
 def test_processes_meet_at_one_look_ahead(problem: Problem) -> None:
-    """Each of two threads stands for a process with one half of both losses; together they have the joined gradient."""
+    """Each of two threads stands for a process with one half of both losses; together they have the joined gradient.
+
+    As processes have, each has networks of its own: functional_call exchanges parameters inside a module for its time.
+    """
     meeting, posted = Barrier(2, timeout=20), [[], []]  # type: ignore[var-annotated]
 
     def process(rank: int, upper_loss: Loss, lower_loss: Loss) -> Tensor:
@@ -213,7 +216,10 @@ def test_processes_meet_at_one_look_ahead(problem: Problem) -> None:
         h = hypergradient([upper_loss], [lower_loss], problem.upper, problem.lower, XI, average=average)
         return flat(h.total)
 
-    uppers, lowers = halves(problem.upper_loss), halves(problem.lower_loss)
+    twins = problem, Problem()
+    uppers, lowers = (
+        [halves(getattr(twin, loss))[rank] for rank, twin in enumerate(twins)] for loss in ("upper_loss", "lower_loss")
+    )
     with ThreadPoolExecutor(2) as pool:
         parts = list(pool.map(process, range(2), uppers, lowers))
     whole = flat(hypergradient([problem.upper_loss], [problem.lower_loss], problem.upper, problem.lower, XI).total)

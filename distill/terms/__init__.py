@@ -21,7 +21,14 @@ from duskfuse.distill.terms.distillation import (
     pixel_triplet,
     ssim_reference,
 )
-from duskfuse.distill.terms.fusion import gradient_max, intensity_max, source_mse, ssim_sources, thermal_contrast
+from duskfuse.distill.terms.fusion import (
+    gradient_max,
+    intensity_max,
+    invented_edges,
+    source_mse,
+    ssim_sources,
+    thermal_contrast,
+)
 from duskfuse.distill.terms.perceptual import perceptual
 from duskfuse.distill.terms.quality import quality
 from duskfuse.distill.terms.segmentation import segmentation
@@ -46,6 +53,7 @@ class TermName(StrEnum):
     GRADIENT_MAX = (gradient_max,)
     SSIM_SOURCES = (ssim_sources,)
     THERMAL_CONTRAST = (thermal_contrast,)
+    INVENTED_EDGES = (invented_edges,)
     QUALITY = (quality,)
     PIXEL_TRIPLET = (pixel_triplet,)
     GRADIENT_TRIPLET = (gradient_triplet,)

@@ -64,6 +64,22 @@ def thermal_contrast(fused: FusionOutput, context: BatchContext) -> Tensor:
     return (weight * (wanted - _above_surroundings(fused.y)).clamp_min(0)).mean()
 
 
+AMPLIFICATION = 1.5
+"""How much stronger an edge may be than in the source that has it most."""
+
+
+def invented_edges(fused: FusionOutput, context: BatchContext) -> Tensor:
+    """No edge where no source has one: mean of relu(|∂o| − 1.5·max(|∂vis|, |∂ir|)) over differences along x and y.
+
+    What a blend can add by itself: steps between blocks, halos, noise pulled up in flat skies.
+    """
+    total = fused.y.new_zeros(())
+    for axis in (-1, -2):
+        made, vis, ir = (x.diff(dim=axis).abs() for x in (fused.y, context.batch.vis_y, context.batch.ir))
+        total = total + F.relu(made - AMPLIFICATION * torch.maximum(vis, ir)).mean()
+    return total
+
+
 def _above_surroundings(picture: Tensor) -> Tensor:
     """A picture minus its mean in Gaussian windows of ``CONTRAST_SIGMA``, computed on a fourth of the pixels a side."""
     small = F.avg_pool2d(picture, 4, ceil_mode=True)
