@@ -83,7 +83,7 @@ def build_graph(deployed: DeployedStudent, *, size: tuple[int, int] | None = Non
         )
         model = onnx.load(traced)
     _drop_idle_casts(model)
-    _fold_sizes(model)
+    fold_sizes(model)
     _merge_pads(model)
     if size is not None:
         _fix_resizes(model)
@@ -120,7 +120,7 @@ def _fix_resizes(model: onnx.ModelProto) -> None:
         resize.input[:] = [resize.input[0], "", name] if whole else [resize.input[0], "", "", name]
 
 
-def _fold_sizes(model: onnx.ModelProto) -> None:
+def fold_sizes(model: onnx.ModelProto) -> None:
     """Compute once and for all what depends on constants and known sizes alone, such as the windows of attention."""
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     sizes = {name: value for name, value in tensors.items() if value.size <= _LARGEST_SIZES}

@@ -108,6 +108,34 @@ def bench_command(
         show(report.to_json(), as_json, [report.table()])
 
 
+@app.command("estimate", rich_help_panel=PANEL)
+def estimate_command(
+    model: Annotated[list[str], typer.Argument(help="Models or ONNX files.", show_default=False)],
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT; default: 640x480, or a file's own.", show_default=False)
+    ] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="Jetson module, e.g. orin-nx-16gb; repeatable; default: five usual.", show_default=False),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Comma-separated: fp16, int8.", show_default=False)] = "",
+    measured: Annotated[
+        Path | None, typer.Option(help="JSON of trtexec from the module, or what --save wrote.", show_default=False)
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="File for the constants fitted to --measured.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Estimate, before you own the device, how long models take on it."""
+    with verb(as_json):
+        from duskfuse.export.estimate.estimate import estimate
+
+        precisions = [text.strip() for text in precision.split(",") if text.strip()]
+        report = estimate(model, size=size, module=module or (), precision=precisions, measured=measured, save=save)
+        show(report.to_json(), as_json, report.tables())
+
+
 @app.command("models", rich_help_panel=PANEL)
 def models_command(as_json: Json = False) -> None:
     """List the packaged students."""
