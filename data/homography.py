@@ -35,7 +35,8 @@ LEAST_COVER = 0.01
 
 _LARGEST_FILE = 2**16
 _LARGEST_CONDITION = 1e6
-_KEYS = ("homography", "ir_size", "vis_size")
+_NEEDED = ("homography", "ir_size", "vis_size")
+_KEYS = (*_NEEDED, "provenance")
 _GRID = 65
 _NEARLY_ALL = 0.99
 _FADE = 0.025
@@ -178,6 +179,8 @@ def _kept_share(homography: Homography) -> NDArray[np.float32] | None:
 def load_homography(path: Path) -> Homography:
     """Read ``{"homography": [[…], […], […]], "ir_size": [w, h], "vis_size": [w, h]}``; sizes are width first.
 
+    An object ``provenance``, which says how it was found, may stand beside them and changes nothing.
+
     Raises:
         InputError: the file is unreadable, no JSON, has other keys, or holds no usable homography.
     """
@@ -201,9 +204,11 @@ def homography_from(content: object) -> Homography:
     for key in content:
         if key not in _KEYS:
             raise unknown_key(key, _KEYS)
-    missing = [key for key in _KEYS if key not in content]
+    missing = [key for key in _NEEDED if key not in content]
     if missing:
         raise InputError(f"{' and '.join(missing)} missing", remedy=f"write {_example()}")
+    if not isinstance(content.get("provenance", {}), Mapping):
+        raise InputError("provenance", rule="it is an object", remedy="remove it, or let `duskfuse calibrate` write it")
     rows = content["homography"]
     if not (_is_list(rows, 3) and all(_is_list(row, 3) and all(map(is_number, row)) for row in rows)):
         raise InputError("homography", rule="it is three rows of three numbers", remedy=f"write {_example()}")

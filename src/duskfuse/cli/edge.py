@@ -54,6 +54,26 @@ def fuse_command(
         show(report.to_json(), as_json)
 
 
+@app.command("calibrate", rich_help_panel=PANEL)
+def calibrate_command(
+    ir: Annotated[Path, typer.Option(help="Infrared picture, folder or video.", show_default=False)],
+    vis: Annotated[Path, typer.Option(help="Visible picture, folder or video.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="JSON file to write; a picture goes beside it.", show_default=False)],
+    points: Annotated[
+        Path | None, typer.Option(help="CSV or JSON: x_ir, y_ir, x_vis, y_vis of each pair.", show_default=False)
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames to match at most.")] = 16,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find the homography of a rig from pairs that are not registered, or from points."""
+    with verb(as_json):
+        from duskfuse.data.rig_calibration.calibrate import calibrate
+
+        report = calibrate(ir, vis, out, points=points, frames=frames, overwrite=overwrite)
+        show(report.to_json(), as_json, report.tables())
+
+
 @app.command("export", rich_help_panel=PANEL)
 def export_command(
     model: Annotated[str, typer.Argument(help="Zoo name or checkpoint.", show_default=False)],
