@@ -59,8 +59,8 @@ class EngineNetwork:
         self._runtime, self._engine = _deserialised(trt, self._log, self.record, serialized)
         self._names = _contract(trt, self._engine)
         self.rgb = self._names == _CONTRACTS[1]
-        self._largest = {name: self._largest_shape(name) for name in self._names}
-        height, width = self._engine.get_tensor_shape("ir")[2:]
+        self._channels = {name: 3 if self.rgb and name != "ir" else 1 for name in self._names}
+        height, width = tuple(self._engine.get_tensor_shape("ir"))[2:]
         self.size: Optional[Size] = None if -1 in (height, width) else (height, width)
         self.timing: Optional[RunTiming] = None
         """Of the last run."""
@@ -68,7 +68,7 @@ class EngineNetwork:
         self._graph: Optional[Graph] = None
         self._context: Any = self._new_context()
         self._stream = Stream(self._cuda, marks=4)
-        self._buffers = {name: Buffer(self._cuda, int(np.prod(shape))) for name, shape in self._largest.items()}
+        self._buffers = {name: Buffer(self._cuda, self._count(name, self._largest_size())) for name in self._names}
         for name, buffer in self._buffers.items():
             if not self._context.set_tensor_address(name, buffer.device):
                 raise DeviceError(f"TensorRT refuses the memory for {name}: {'; '.join(self._log.errors)}")
@@ -139,7 +139,7 @@ class EngineNetwork:
         self._prepared = None
         if self.size is None:
             for name in self._names[:2]:
-                shape = (1, self._largest[name][1], *size)
+                shape = (1, self._channels[name], *size)
                 if not self._fits(name, shape) or not self._context.set_input_shape(name, shape):
                     raise self._wrong_size(size)
         elif size != self.size:
@@ -162,12 +162,11 @@ class EngineNetwork:
             self._graph.close()
             self._graph = None
 
-    def _largest_shape(self, name: str) -> Shape:
-        shape: Shape = tuple(self._engine.get_tensor_shape(name))
-        if -1 not in shape:
-            return shape
-        largest: Shape = tuple(self._engine.get_tensor_profile_shape("ir", 0)[2])
-        return (*shape[:2], *largest[2:])  # the result is as large as the sources
+    def _largest_size(self) -> Size:
+        if self.size is not None:
+            return self.size
+        height, width = tuple(self._engine.get_tensor_profile_shape("ir", 0)[2])[2:]
+        return height, width
 
     def _fits(self, name: str, shape: Shape) -> bool:
         least, _, most = self._engine.get_tensor_profile_shape(name, 0)
@@ -182,7 +181,7 @@ class EngineNetwork:
         return DeviceInputError(f"pictures of (height, width) {size}", want, "build an engine for the camera's size")
 
     def _count(self, name: str, size: Size) -> int:
-        return self._largest[name][1] * size[0] * size[1]
+        return self._channels[name] * size[0] * size[1]
 
     def _view(self, name: str, shape: Shape) -> NDArray[np.float32]:
         view: NDArray[np.float32] = self._buffers[name].host[: int(np.prod(shape))].reshape(shape)
