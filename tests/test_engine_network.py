@@ -16,9 +16,13 @@ from onnx import TensorProto, helper, load, save
 from tensorrt_api import RELEASES
 from tensorrt_standin import Crash
 
+from duskfuse.export.runtime import tensorrt_build, tensorrt_network
+from duskfuse.export.runtime.__main__ import main
 from duskfuse.export.runtime.cuda_memory import Cuda, CudaError
 from duskfuse.export.runtime.engine_record import ForeignEngineError, record_path
 from duskfuse.export.runtime.errors import DeviceError, DeviceInputError
+from duskfuse.export.runtime.fuser import EdgeFuser
+from duskfuse.export.runtime.network import open_network
 from duskfuse.export.runtime.tensorrt_build import SizeRange, build_engine
 from duskfuse.export.runtime.tensorrt_network import EngineNetwork
 
@@ -150,7 +154,7 @@ def test_a_colour_network(newest: StandInDevice, tmp_path: Path) -> None:
         ir, _ = planes()
         vis = np.stack([planes(seed=seed)[1] for seed in range(3)])
         np.testing.assert_allclose(network.run(ir, vis), ir * vis, atol=1e-6)
-        with pytest.raises(DeviceInputError, match="both are of one size"):
+        with pytest.raises(DeviceInputError, match="of the same size"):
             network.run(ir, vis[0])
 
 
@@ -158,7 +162,7 @@ def test_wrong_sizes_and_planes(newest: StandInDevice, files: dict[str, Path], t
     with EngineNetwork(built(newest, files["fp32"], tmp_path), files["fp32"], cuda=newest.cuda) as network:
         with pytest.raises(DeviceInputError, match=r"\(48, 64\)"):
             network.run(*planes((64, 48)))
-        with pytest.raises(DeviceInputError, match="both are of one size"):
+        with pytest.raises(DeviceInputError, match="of the same size"):
             network.run(planes()[0], planes((48, 65))[1])
         ir, vis = planes()
         strided = np.asfortranarray(ir)
@@ -274,6 +278,24 @@ def test_a_run_that_tensorrt_refuses_is_an_error(
     monkeypatch.setattr(newest.trt.IExecutionContext, "execute_async_v3", lambda *_: False)
     with pytest.raises(DeviceError, match="could not run the engine"):
         EngineNetwork(engine, files["fp32"], cuda=newest.cuda)
+
+
+def test_the_runtime_opens_the_engine_beside_a_file(
+    newest: StandInDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `fuse` and `live` do: built by the command, opened by its file's name, colours in and out."""
+    path = write_files(tmp_path)["fp32"]
+    monkeypatch.setattr(tensorrt_build, "Cuda", lambda: newest.cuda)
+    monkeypatch.setattr(tensorrt_network, "Cuda", lambda: newest.cuda)
+    assert main(["build", str(path)]) == 0
+    network = open_network(path)
+    assert isinstance(network, EngineNetwork)
+    rng = np.random.default_rng(1)
+    ir, vis = rng.integers(0, 256, SIZE, np.uint8), rng.integers(0, 256, (*SIZE, 3), np.uint8)
+    by_engine = EdgeFuser(network).fuse(ir, vis)
+    by_ort = EdgeFuser(open_network(path, "onnxruntime")).fuse(ir, vis)
+    np.testing.assert_array_equal(by_engine, by_ort)
+    assert main(["build", str(path), "--sizes", "48x32,64x48,96x64"]) == 2
 
 
 def test_no_gpu_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

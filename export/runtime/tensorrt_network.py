@@ -16,6 +16,7 @@ import numpy as np
 from .cuda_memory import Buffer, Cuda, Graph, Stream
 from .engine_record import EngineRecord, ForeignEngineError, check_record, read_record, sha256
 from .errors import DeviceError, DeviceInputError
+from .network import COLOUR_NAMES, LUMINANCE_NAMES, TENSORRT, check_planes
 from .onnx_header import parse_header
 from .tensorrt_module import import_tensorrt, log_keeper
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 Size = Tuple[int, int]
 Shape = Tuple[int, ...]
 
-_CONTRACTS = (("ir", "vis_y", "fused_y"), ("ir", "vis", "fused_rgb"))
 _START, _UPLOADED, _COMPUTED, _DOWNLOADED = range(4)  # marks in time
 
 
@@ -48,7 +48,7 @@ class EngineNetwork:
     the GPU. Raises ForeignEngineError where something differs, DeviceError where TensorRT or CUDA fail.
     """
 
-    backend = "tensorrt"
+    backend = TENSORRT
 
     def __init__(self, engine_path: Path, onnx_path: Optional[Path] = None, *, cuda: Optional[Cuda] = None) -> None:
         trt = import_tensorrt()
@@ -58,7 +58,7 @@ class EngineNetwork:
         self._log = log_keeper(trt)
         self._runtime, self._engine = _deserialised(trt, self._log, self.record, serialized)
         self._names = _contract(trt, self._engine)
-        self.rgb = self._names == _CONTRACTS[1]
+        self.rgb = self._names == COLOUR_NAMES
         self._channels = {name: 3 if self.rgb and name != "ir" else 1 for name in self._names}
         height, width = tuple(self._engine.get_tensor_shape("ir"))[2:]
         self.size: Optional[Size] = None if -1 in (height, width) else (height, width)
@@ -86,8 +86,7 @@ class EngineNetwork:
         Colour networks take and give ``[3, H, W]`` RGB. The result is the network's own memory: the next run overwrites
         it, and `close` ends it. Raises DeviceInputError for another shape or a size the engine is not for.
         """
-        if ir.ndim != 2 or vis.shape != ((3, *ir.shape) if self.rgb else ir.shape):
-            raise DeviceInputError(f"infrared {ir.shape} and visible {vis.shape}", "both are of one size")
+        check_planes(self, ir, vis)
         size: Size = (ir.shape[0], ir.shape[1])
         if size != self._prepared:
             self._prepare(size)
@@ -236,7 +235,7 @@ def _contract(trt: Any, engine: Any) -> Tuple[str, str, str]:
     names: List[str] = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     floats = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in names)
-    for ir, vis, fused in _CONTRACTS:
+    for ir, vis, fused in (LUMINANCE_NAMES, COLOUR_NAMES):
         if floats and sorted(inputs) == sorted((ir, vis)) and sorted(names) == sorted((ir, vis, fused)):
             return ir, vis, fused
     raise DeviceInputError(
