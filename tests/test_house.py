@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "export": set(FOLDERS),
 }
 OPTIONAL = (
+    "av",
     "diffusers",
     "faster_coco_eval",
     "lpips",

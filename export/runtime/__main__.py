@@ -15,7 +15,7 @@ from .errors import DeviceError, DeviceInputError
 INTERRUPTED = 130
 VERBS: Dict[str, Tuple[str, str]] = {
     "fuse": ("fuse_pictures", "fuse a pair of pictures, or two folders of them"),
-    "build": ("tensorrt_build", "build the TensorRT engine of a file, for this device"),
+    "live": ("live", "fuse two cameras, videos or picture sequences as they come"),
 }
 """Verb → (module, help)."""
 
