@@ -150,10 +150,9 @@ def _open_engine(path: Path, engine: Path) -> Network:
         )
     if not engine.is_file():
         raise DeviceInputError(f"{path} has no engine", "engines are built on the device", "run build.sh first")
-    import importlib
+    from .tensorrt_network import EngineNetwork
 
-    network: Network = importlib.import_module(".tensorrt_network", __package__).EngineNetwork(engine)
-    return network
+    return EngineNetwork(engine, path)
 
 
 def _session(source: Union[str, Path, bytes], name: str, threads: Optional[int]) -> Any:

@@ -1,0 +1,125 @@
+"""What an ONNX file says about itself, read without the onnx package, which a Jetson does not have.
+
+An ONNX file is a protocol buffer (protobuf.dev/programming-guides/encoding); the field numbers are those of
+``onnx.proto`` (github.com/onnx/onnx, IR version 8). Only metadata, inputs, outputs and the nodes' names are read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+
+from .errors import DeviceInputError
+
+Field = Tuple[int, Union[int, memoryview]]
+
+_GRAPH, _METADATA = 7, 14  # of a model
+_NODE, _INPUT, _OUTPUT = 1, 11, 12  # of a graph
+_FLOAT = 1  # element type
+
+
+class DamagedOnnxError(DeviceInputError):
+    """The file is not a whole ONNX file."""
+
+
+class Value(NamedTuple):
+    """An input or output of the network."""
+
+    name: str
+    float32: bool
+    shape: Tuple[Optional[int], ...]
+    """None for a side that is free."""
+
+
+class OnnxHeader(NamedTuple):
+    """What the file says about itself."""
+
+    metadata: Dict[str, str]
+    inputs: List[Value]
+    outputs: List[Value]
+    nodes: List[Tuple[str, str]]
+    """Name and operator of every node, in the order of the file."""
+
+
+def read_header(onnx_path: Path) -> OnnxHeader:
+    """Read the header of a file; raises DamagedOnnxError where it is no ONNX file, OSError where it cannot be read."""
+    return parse_header(onnx_path.read_bytes(), onnx_path.name)
+
+
+def parse_header(content: bytes, name: str) -> OnnxHeader:
+    """Read the header of a file's bytes; ``name`` is for the message of DamagedOnnxError."""
+    metadata: Dict[str, str] = {}
+    inputs: List[Value] = []
+    outputs: List[Value] = []
+    nodes: List[Tuple[str, str]] = []
+    try:
+        for entry in _messages(memoryview(content), _METADATA):
+            metadata[_text(entry, 1)] = _text(entry, 2)
+        for graph in _messages(memoryview(content), _GRAPH):
+            inputs += [_value(message) for message in _messages(graph, _INPUT)]
+            outputs += [_value(message) for message in _messages(graph, _OUTPUT)]
+            nodes += [(_text(message, 3), _text(message, 4)) for message in _messages(graph, _NODE)]
+    except (IndexError, TypeError, ValueError) as error:
+        raise DamagedOnnxError(f"{name} is not a whole ONNX file ({error})", remedy="copy it again") from error
+    if not inputs or not outputs:
+        raise DamagedOnnxError(f"{name} is not an ONNX file", remedy="give a file of `duskfuse export`")
+    return OnnxHeader(metadata, inputs, outputs, nodes)
+
+
+def _value(message: memoryview) -> Value:
+    shape: List[Optional[int]] = []
+    kind = 0
+    for type_ in _messages(message, 2):
+        for tensor in _messages(type_, 1):
+            kind = next((value for number, value in _fields(tensor) if number == 1 and isinstance(value, int)), 0)
+            for dims in _messages(tensor, 2):
+                shape += [_side(dim) for dim in _messages(dims, 1)]
+    return Value(_text(message, 1), kind == _FLOAT, tuple(shape))
+
+
+def _side(dim: memoryview) -> Optional[int]:
+    return next((value for number, value in _fields(dim) if number == 1 and isinstance(value, int)), None)
+
+
+def _text(message: memoryview, wanted: int) -> str:
+    return next((bytes(part).decode() for part in _messages(message, wanted)), "")
+
+
+def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
+    for number, value in _fields(message):
+        if number == wanted:
+            if isinstance(value, int):
+                raise ValueError(f"field {number} is a number")
+            yield value
+
+
+def _fields(message: memoryview) -> Iterator[Field]:
+    """All fields of a message: numbers as int, everything with a length as bytes; numbers of fixed size are skipped."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(message, at)
+            yield number, value
+        elif wire == 2:
+            length, at = _varint(message, at)
+            if at + length > len(message):
+                raise ValueError("it ends too early")
+            yield number, message[at : at + length]
+            at += length
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"unknown wire type {wire}")
+
+
+def _varint(message: memoryview, at: int) -> Tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number without an end")
