@@ -1,4 +1,4 @@
-"""Open any model as a :class:`Fuser`: two luminance pictures in, one out, whatever runs underneath.
+"""Open any model as a :class:`Fuser`: two pictures in, one out, whatever runs underneath.
 
 Metrics, the ``fuse`` verb and the benchmarks talk to this one interface, so a checkpoint and the ONNX file made from it
 are measured by the same code.
@@ -6,6 +6,7 @@ are measured by the same code.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,8 +23,22 @@ if TYPE_CHECKING:
 Plane = NDArray[np.float32]
 """One channel, ``[H, W]`` float32 in [0, 1]."""
 
-INPUTS = ("ir", "vis_y")
-OUTPUT = "fused_y"
+
+@dataclass(frozen=True)
+class FileContract:
+    """The names and channels of an exported file; everything is float32 in [0, 1]."""
+
+    inputs: tuple[str, str]
+    """Infrared ``[1, 1, H, W]`` and the visible picture ``[1, channels, H, W]``."""
+    output: str
+    """``[1, channels, H, W]``."""
+    channels: int
+
+
+CONTRACTS = {
+    Colour.LUMA: FileContract(("ir", "vis_y"), "fused_y", 1),
+    Colour.RGB: FileContract(("ir", "vis"), "fused_rgb", 3),
+}
 TEACHERS = frozenset({"sage-main"})
 """Architectures that need priors beside the pair, so that they cannot be opened here."""
 
@@ -39,7 +54,16 @@ class Fuser(Protocol):
     """What it takes of the visible picture, and makes."""
 
     def fuse(self, ir: Plane, vis_y: Plane) -> Plane:
-        """Fuse infrared and visible luminance, both ``[H, W]`` in [0, 1], into luminance ``[H, W]`` in [0, 1]."""
+        """Fuse infrared and visible luminance, both ``[H, W]`` in [0, 1], into luminance ``[H, W]`` in [0, 1].
+
+        Raises InputError where ``colour`` is rgb.
+        """
+
+    def fuse_colours(self, ir: Plane, vis: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fuse infrared ``[H, W]`` and visible RGB ``[H, W, 3]``, both in [0, 1], into RGB ``[H, W, 3]``.
+
+        Raises InputError where ``colour`` is luma.
+        """
 
 
 class TorchFuser:
@@ -53,13 +77,14 @@ class TorchFuser:
         self.colour = Colour.RGB if getattr(module, "colour", Colour.LUMA) == Colour.RGB else Colour.LUMA
 
     def fuse(self, ir: Plane, vis_y: Plane) -> Plane:
-        """See :class:`Fuser`; raises InputError where the two pictures differ in size, and for a model of colours."""
-        refuse_colours(self, "fusing luminance")
+        """See :class:`Fuser`; raises InputError where the two pictures differ in size."""
+        _check_colour(self, Colour.LUMA)
         fused: Plane = self._run(ir, vis_y[..., None])[0, 0]
         return fused
 
     def fuse_colours(self, ir: Plane, vis: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Fuse infrared ``[H, W]`` and visible RGB ``[H, W, 3]``, both in [0, 1], into RGB, for ``colour`` rgb."""
+        """See :class:`Fuser`; raises InputError where the two pictures differ in size."""
+        _check_colour(self, Colour.RGB)
         return np.ascontiguousarray(self._run(ir, vis)[0].transpose(1, 2, 0))
 
     def _run(self, ir: Plane, vis: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -84,30 +109,44 @@ class OnnxFuser:
     """
 
     backend = "onnxruntime"
-    colour = Colour.LUMA
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.name = path.name
         self.path = path
         self.session = _open_session(path, threads)
-        self.size = _contract_size(self.session, path)
+        self.colour = _contract_colour(self.session, path)
+        height, width = self.session.get_inputs()[0].shape[2:]
+        fixed = isinstance(height, int) and isinstance(width, int)
+        self.size: tuple[int, int] | None = (height, width) if fixed else None
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
     def fuse(self, ir: Plane, vis_y: Plane) -> Plane:
         """See :class:`Fuser`; raises InputError where a fixed-size file gets pictures of another size."""
-        check_planes(ir, vis_y)
+        _check_colour(self, Colour.LUMA)
+        fused: Plane = self._run(ir, vis_y[..., None])[0, 0]
+        return fused
+
+    def fuse_colours(self, ir: Plane, vis: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See :class:`Fuser`; raises InputError where a fixed-size file gets pictures of another size."""
+        _check_colour(self, Colour.RGB)
+        return np.ascontiguousarray(self._run(ir, vis)[0].transpose(1, 2, 0))
+
+    def _run(self, ir: Plane, vis: NDArray[np.float32]) -> NDArray[np.float32]:
+        check_planes(ir, vis[..., 0])
         if self.size is not None and ir.shape != self.size:
             raise InputError(
                 f"{self.path} takes pictures of {size_text(self.size)}, got {size_text(ir.shape)}",
-                rule="a file exported with --size runs at that size only",
-                remedy="export with the size of the pictures, or without --size for a file that takes any size",
+                rule="a file made for one size runs at that size only",
+                remedy="export with the --size of the pictures, or with --dynamic for a file that takes any size",
             )
         if min(ir.shape) < SMALLEST_SIDE:
             raise InputError(
                 f"picture of {size_text(ir.shape)} pixels", rule=f"{SMALLEST_SIDE} pixels a side are the least"
             )
-        fused = self.session.run([OUTPUT], {"ir": _batch(ir), "vis_y": _batch(vis_y)})[0]
-        return np.asarray(np.clip(fused[0, 0], 0, 1), dtype=np.float32)
+        contract = CONTRACTS[self.colour]
+        seen = np.ascontiguousarray(vis.transpose(2, 0, 1), dtype=np.float32)[None]
+        fused = self.session.run([contract.output], dict(zip(contract.inputs, (_batch(ir), seen), strict=True)))[0]
+        return np.asarray(np.clip(fused, 0, 1), dtype=np.float32)
 
 
 def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
@@ -143,14 +182,16 @@ def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
     return TorchFuser(module, path.name)
 
 
-def refuse_colours(fuser: Fuser, use: str) -> None:
-    """Raise InputError for a model that fuses colours, where only luminance is served."""
-    if fuser.colour is Colour.RGB:
+def _check_colour(fuser: Fuser, wanted: Colour) -> None:
+    """Raise InputError for a model of colours that is asked for luminance, and the other way round."""
+    if fuser.colour is Colour.RGB and wanted is Colour.LUMA:
         raise InputError(
             f"{fuser.name} fuses colours",
-            rule=f"{use} takes models of luminance; the picture gets its colours back afterwards",
+            rule="luminance is fused by models of luminance; the picture gets its colours back afterwards",
             remedy="train the student with --set student.settings={colour: luma}",
         )
+    if fuser.colour is not wanted:
+        raise InputError(f"{fuser.name} fuses luminance", rule="colours are fused by models of colours")
 
 
 def check_planes(ir: Plane, vis_y: Plane) -> None:
@@ -195,18 +236,18 @@ def _open_session(path: Path, threads: int | None) -> Any:
         ) from error
 
 
-def _contract_size(session: Any, path: Path) -> tuple[int, int] | None:
-    """Check names, types and ranks; return the fixed (height, width), None for a file that takes any size."""
+def _contract_colour(session: Any, path: Path) -> Colour:
+    """Check names, types and ranks; return what of the visible picture the file takes."""
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
-    values = [*inputs.values(), *(value for name, value in outputs.items() if name == OUTPUT)]
-    fits = set(inputs) == set(INPUTS) and OUTPUT in outputs
-    if not fits or any(value.type != "tensor(float)" or len(value.shape) != 4 for value in values):
-        seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)
-        raise InputError(
-            f"{path} is not a fusion network: {seen or 'no inputs'} -> {', '.join(outputs)}",
-            rule=f"inputs must be ir and vis_y and the output {OUTPUT}, each [1,1,H,W] float32",
-            remedy="write the file with `duskfuse export`",
-        )
-    height, width = inputs["ir"].shape[2:]
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    for colour, contract in CONTRACTS.items():
+        if set(inputs) == set(contract.inputs) and contract.output in outputs:
+            values = [*inputs.values(), outputs[contract.output]]
+            if all(value.type == "tensor(float)" and len(value.shape) == 4 for value in values):
+                return colour
+    seen = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs.values())
+    raise InputError(
+        f"{path} is not a fusion network: {seen or 'no inputs'} -> {', '.join(outputs)}",
+        rule="ir and vis_y give fused_y, or ir and vis give fused_rgb, each [1,C,H,W] float32",
+        remedy="write the file with `duskfuse export`",
+    )

@@ -20,7 +20,7 @@ from duskfuse.data.fuser import Colour
 from duskfuse.data.images import file_sha256, to_u8
 from duskfuse.data.pair_files import PairFiles
 from duskfuse.evaluate.fused_folder import look_at_folder
-from duskfuse.evaluate.fusers import Fuser, OnnxFuser, Plane, TorchFuser, open_fuser, size_text
+from duskfuse.evaluate.fusers import Fuser, OnnxFuser, Plane, open_fuser, size_text
 from duskfuse.evaluate.metrics import Grey
 from duskfuse.evaluate.score_pairs import Picture, Rule
 from duskfuse.evaluate.scores import Finding, Kind, Oddity
@@ -187,7 +187,7 @@ def _of_other_size(fuser: Fuser, seen: Mapping[str, SeenSources]) -> tuple[Findi
 def fused_luminance(fuser: Fuser, sources: SourcePictures) -> Plane:
     """A model's luminance of a pair, ``[H, W]`` in [0, 1]."""
     weights = np.array([RED, GREEN, BLUE], np.float32)
-    if isinstance(fuser, TorchFuser) and fuser.colour is Colour.RGB:
+    if fuser.colour is Colour.RGB:
         return np.asarray(np.clip(fuser.fuse_colours(sources.ir, sources.vis) @ weights, 0, 1), dtype=np.float32)
     return fuser.fuse(sources.ir, sources.vis @ weights)
 

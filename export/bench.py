@@ -22,11 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse.data.errors import InputError
+from duskfuse.data.fuser import Colour
+from duskfuse.data.images import to_u8
 from duskfuse.data.progress import say, track
-from duskfuse.evaluate.fusers import Fuser, OnnxFuser, TorchFuser, open_fuser, refuse_colours, size_text
-from duskfuse.export.export import parse_size
-from duskfuse.export.runtime.fuser import luminance, recombine
+from duskfuse.evaluate.fusers import Fuser, OnnxFuser, TorchFuser, open_fuser, size_text
+from duskfuse.export.runtime.fuser import luminance, recombine, unit
 from duskfuse.export.runtime.thermal import infrared
+from duskfuse.export.sizes import parse_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +71,7 @@ class BenchResult:
     backend: str
     runs: int
     network: Timing
-    """Float planes in, float plane out."""
+    """Float in, float out."""
     whole: Timing
     """8-bit infrared and RGB in, 8-bit RGB out."""
 
@@ -182,7 +184,6 @@ def _opened(item: str | Path, shape: tuple[int, int], threads: int, backend: Bac
     fuser = open_fuser(item, threads)
     if not isinstance(fuser, TorchFuser):
         return [fuser]
-    refuse_colours(fuser, "bench")
     return [_folded(fuser) if backend is Backend.TORCH else _exported(fuser, shape, threads)]
 
 
@@ -259,11 +260,18 @@ def _timed(fusers: Sequence[Fuser], shape: tuple[int, int], runs: int, warmup: i
 def _run(fuser: Fuser, ir: NDArray[np.uint8], vis: NDArray[np.uint8]) -> tuple[float, float]:
     """Fuse once; return the seconds of the network and of the whole way."""
     start = time.perf_counter()
-    planes = infrared(ir), luminance(vis)
-    before = time.perf_counter()
-    y = fuser.fuse(*planes)
-    after = time.perf_counter()
-    recombine(y, vis)
+    if fuser.colour is Colour.RGB:
+        pictures = infrared(ir), unit(vis)
+        before = time.perf_counter()
+        fused = fuser.fuse_colours(*pictures)
+        after = time.perf_counter()
+        to_u8(fused)
+    else:
+        planes = infrared(ir), luminance(vis)
+        before = time.perf_counter()
+        y = fuser.fuse(*planes)
+        after = time.perf_counter()
+        recombine(y, vis)
     return after - before, time.perf_counter() - start
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,11 +21,12 @@ from torch import nn
 from duskfuse import __version__
 from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError, VerificationError
-from duskfuse.data.images import SMALLEST_SIDE, file_sha256
+from duskfuse.data.fuser import Colour
+from duskfuse.data.images import file_sha256
 from duskfuse.data.progress import say
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard
-from duskfuse.evaluate.fusers import TorchFuser, refuse_colours, size_text
+from duskfuse.evaluate.fusers import size_text
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
 from duskfuse.export.lint_finding import Finding
 from duskfuse.export.onnx_graph import (
@@ -37,19 +38,18 @@ from duskfuse.export.onnx_graph import (
     set_properties,
 )
 from duskfuse.export.quantise import quantise_until
-from duskfuse.export.tensorrt_lint import LintReport, lint
+from duskfuse.export.sizes import DEFAULT_SIZE, Size, SizeRange, parse_size
+from duskfuse.export.tensorrt_lint import LintReport, findings_tables, lint
 from duskfuse.export.verify import LEAST_PSNR_DB, PICTURES, Reference, Verification
+from duskfuse.students.edge import EdgeStudent, without_depth_to_space
 from duskfuse.students.zoo import WEIGHTS, ModelName, load_student
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Size = tuple[int, int]
-
 BUNDLE_FILE = "bundle.json"
 VERIFICATION_FILE = "verification.json"
 BUNDLE_FORMAT = 1
-LARGEST_SIDE = 8192
 INT8_MARGIN_DB = 2.0
 """Float layers are added until INT8 is this much better than its limit: unseen pictures may come out worse."""
 
@@ -74,6 +74,8 @@ class ExportedFile:
     """The lint's verdict for each TensorRT release."""
     findings: tuple[Finding, ...] = ()
     """What the lint found; warnings only, since errors end the export."""
+    dla: tuple[Finding, ...] = ()
+    """An experiment, with ``dla``: what a DLA would leave to the GPU."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ class ExportReport:
     files: list[ExportedFile] = field(default_factory=list)
     pictures: dict[str, list[str]] = field(default_factory=dict)
     """Names of the calibration and check pictures, by size of the file."""
+    profile: dict[str, str] = field(default_factory=dict)
+    """Of files for any size: the sizes ``min``, ``opt`` and ``max`` that an engine is built for."""
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    versions: dict[str, str] = field(default_factory=lambda: _versions())
     duskfuse: str = __version__
 
     def to_json(self) -> dict[str, Any]:
@@ -99,15 +105,21 @@ class ExportReport:
         """Return the files and how close they come to the model, for a terminal."""
         from rich.table import Table
 
-        table = Table("file", "kB", "largest error", "worst picture, dB", "float layers", title=f"Bundle in {self.out}")
+        table = Table(title=f"Bundle in {self.out}")
+        for column in ("file", "kB", "largest error", "worst picture, dB", "float layers", "TensorRT"):
+            table.add_column(column, overflow="fold")
         for entry in self.files:
             check = entry.verification
             float_layers = (
                 f"{len(entry.float_convolutions)} of {entry.convolutions}" if entry.float_convolutions else ""
             )
             figures = f"{entry.bytes / 1000:.0f}", f"{check.largest_error:.2g}", f"{check.worst_psnr_db:.1f}"
-            table.add_row(entry.file, *figures, float_layers)
+            table.add_row(entry.file, *figures, float_layers, LintReport(entry.file, entry.findings).summary())
         return table
+
+    def findings_tables(self) -> list[Table]:
+        """Return what the lint found in the files, for a terminal; nothing where they are clean."""
+        return [table for entry in self.files for table in findings_tables(entry.file, entry.findings, entry.dla)]
 
 
 def export(
@@ -116,6 +128,8 @@ def export(
     out: Path,
     precision: Sequence[str] = tuple(Precision),
     size: Sequence[str] = (),
+    dynamic: bool = False,
+    dla: bool = False,
     calibration: Path | None = None,
     reading: Reading | Path | None = None,
     overwrite: bool = False,
@@ -126,32 +140,41 @@ def export(
         model: name from the zoo or a student checkpoint.
         out: folder to write; a non-empty one is refused unless ``overwrite``.
         precision: any of fp32, fp16, int8.
-        size: ``WIDTHxHEIGHT`` of the pictures, one file each; none gives files that take any size.
+        size: ``WIDTHxHEIGHT`` of the pictures, one file each; 640x480 where none is given.
+        dynamic: one file for any size instead. Engines are then built for sizes from the smallest to the largest
+            height and width of ``size``, and are fastest at the first.
+        dla: write DepthToSpace as a transposed convolution, and say what a Jetson's DLA would leave to the GPU; an
+            experiment.
         calibration: data folder of pairs to calibrate and verify with; synthetic scenes where not given.
         reading: how its infrared pictures are read, or a file that says it; by default its ``duskfuse.yaml``.
         overwrite: replace the files of an earlier export.
 
     Raises:
         InputError: wrong precision, size, model or data; ``out`` not empty.
-        VerificationError: a file does not do what the model does; it is not left in ``out``.
+        VerificationError: a file does not do what the model does, or a TensorRT release refuses it; it is not left in
+            ``out``.
     """
     precisions = _precisions(precision)
-    sizes: list[Size | None] = [parse_size(text) for text in dict.fromkeys(size)] or [None]
+    given = [parse_size(text) for text in dict.fromkeys(size)]
+    sizes = [None] if dynamic else given or [parse_size(DEFAULT_SIZE)]
     _refuse_non_empty(out, overwrite=overwrite)
     if reading is not None and calibration is None:
         raise InputError("a reading without --calibration", rule="it says how the calibration pairs are read")
     student, card = load_student(model)
-    refuse_colours(TorchFuser(student, str(model)), "export")
+    if dla and isinstance(student, EdgeStudent):
+        student = without_depth_to_space(student)
     source = _source_file(model)
     origin = f"pairs of {calibration}" if calibration else "synthetic scenes"
     if calibration is None and Precision.INT8 in precisions:
         say("INT8 is calibrated with synthetic scenes; --calibration FOLDER with pairs of your cameras is better")
     out.mkdir(parents=True, exist_ok=True)
     _forget_earlier_export(out)
-    report = ExportReport(str(out), source.stem, file_sha256(source), origin, asdict(card))
+    profile = SizeRange.of(given).texts() if dynamic else {}
+    report = ExportReport(str(out), source.stem, file_sha256(source), origin, asdict(card), profile=profile)
     most = MOST_PAIRS if Precision.INT8 in precisions else PICTURES
     for fixed in sizes:
-        _export_size(student, card, report, precisions, fixed, calibration_pairs(calibration, fixed, most, reading))
+        pairs = calibration_pairs(calibration, fixed, most, reading, Colour(card.colour))
+        _export_size(student, card, report, precisions, fixed, pairs, dla=dla)
     _write_json(out / VERIFICATION_FILE, {entry.file: asdict(entry.verification) for entry in report.files})
     _write_json(out / BUNDLE_FILE, {"format": BUNDLE_FORMAT, **report.to_json()})
     return report
@@ -164,6 +187,8 @@ def _export_size(
     precisions: Sequence[Precision],
     size: Size | None,
     pairs: Sequence[Planes],
+    *,
+    dla: bool,
 ) -> None:
     """Write, verify and enter into ``report`` the files of one size."""
     out = Path(report.out)
@@ -179,9 +204,9 @@ def _export_size(
             model, float_layers, layers = _in_precision(
                 precision, student, deployed, reference, pairs, unverified, size
             )
-            set_properties(model, _properties(card, report, precision, size, float_layers))
+            linted = _linted(model, final.name, dla=dla)
+            set_properties(model, _properties(card, report, precision, size, float_layers, linted))
             check_contract(model)
-            linted = _linted(model, final.name)
             save_graph(model, unverified)
             verification = reference.verify(unverified, precision)
             os.replace(unverified, final)
@@ -197,6 +222,7 @@ def _export_size(
                 layers,
                 {release: verdict.value for release, verdict in linted.verdicts.items()},
                 linted.findings,
+                linted.dla,
             )
         )
 
@@ -227,9 +253,9 @@ def _in_precision(
     return quantised.model, quantised.float_convolutions, quantised.convolutions
 
 
-def _linted(model: onnx.ModelProto, name: str) -> LintReport:
+def _linted(model: onnx.ModelProto, name: str, *, dla: bool) -> LintReport:
     """Check a file against every TensorRT release; raise VerificationError where one of them refuses it."""
-    report = lint(model, name)
+    report = lint(model, name, dla=dla)
     if report.errors:
         first = report.errors[0]
         raise VerificationError(
@@ -241,44 +267,61 @@ def _linted(model: onnx.ModelProto, name: str) -> LintReport:
 
 
 def _properties(
-    card: ModelCard, report: ExportReport, precision: Precision, size: Size | None, float_layers: Sequence[str]
+    card: ModelCard,
+    report: ExportReport,
+    precision: Precision,
+    size: Size | None,
+    float_layers: Sequence[str],
+    linted: LintReport,
 ) -> dict[str, str]:
+    """What the file says about itself, so that it can be used and judged alone."""
     properties = {
         "duskfuse": report.duskfuse,
         "architecture": card.architecture,
+        "settings": json.dumps(dict(card.settings)),
         "precision": precision.value,
         "size": _size_name(size),
-        "inputs": "ir: infrared; vis_y: BT.601 luminance of the visible picture; [1,1,H,W] float32 in [0, 1]",
-        "output": "fused_y: luminance of the fused picture, [1,1,H,W] float32 in [0, 1]",
-        "colour_rule": "add R-Y, G-Y, B-Y of the visible picture to fused_y, scaled per pixel by the largest factor "
-        "<= 1 that keeps the three channels in [0, 1]",
+        **_INTERFACE[Colour(card.colour)],
         "licence": card.licence,
         "training_data": card.training_data,
+        "trained_with": f"duskfuse {card.version}",
+        "source": report.model,
         "source_sha256": report.source_sha256,
+        "written_with": ", ".join(f"{name} {version}" for name, version in report.versions.items()),
+        "tensorrt": linted.summary(),
     }
+    if size is None:
+        properties |= {f"profile_{name}": text for name, text in report.profile.items()}
     if precision is Precision.INT8:
         properties |= {"calibration": report.calibration, "float_convolutions": ", ".join(float_layers)}
     return properties
 
 
+_INTERFACE = {
+    Colour.LUMA: {
+        "colour": Colour.LUMA.value,
+        "inputs": "ir: infrared; vis_y: BT.601 luminance of the visible picture; [1,1,H,W] float32 in [0, 1]",
+        "output": "fused_y: luminance of the fused picture, [1,1,H,W] float32 in [0, 1]",
+        "colour_rule": "add R-Y, G-Y, B-Y of the visible picture to fused_y, scaled per pixel by the largest factor "
+        "<= 1 that keeps the three channels in [0, 1]",
+    },
+    Colour.RGB: {
+        "colour": Colour.RGB.value,
+        "inputs": "ir: infrared, [1,1,H,W]; vis: the visible picture, RGB, [1,3,H,W]; float32 in [0, 1]",
+        "output": "fused_rgb: the fused picture, RGB, [1,3,H,W] float32 in [0, 1]",
+    },
+}
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime
+    import torch
+
+    return {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+
+
 def _size_name(size: Size | None) -> str:
     return "dynamic" if size is None else size_text(size)
-
-
-def parse_size(text: str) -> Size:
-    """Read ``WIDTHxHEIGHT`` into (height, width); raises InputError for anything else.
-
-    >>> parse_size("640x480")
-    (480, 640)
-    """
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip().lower())
-    if match is None or not all(SMALLEST_SIDE <= int(side) <= LARGEST_SIDE for side in match.groups()):
-        raise InputError(
-            f"size {text!r}",
-            rule=f"a size is WIDTHxHEIGHT in pixels, each from {SMALLEST_SIDE} to {LARGEST_SIDE}",
-            remedy="write it like 640x480",
-        )
-    return int(match[2]), int(match[1])
 
 
 def _precisions(texts: Sequence[str]) -> list[Precision]:

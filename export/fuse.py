@@ -17,7 +17,7 @@ from duskfuse.data.images import PICTURE_SUFFIXES, to_u8, write_picture
 from duskfuse.data.pair_files import PairFiles, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import AS_STORED, Reading, load_reading
-from duskfuse.evaluate.fusers import Fuser, TorchFuser, open_fuser
+from duskfuse.evaluate.fusers import Fuser, open_fuser
 from duskfuse.export.runtime.fuser import luminance, recombine
 from duskfuse.students.zoo import DEFAULT
 
@@ -147,7 +147,7 @@ def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path) -> tuple[float, float]
 
 def _picture(fuser: Fuser, ir: NDArray[np.float32], vis: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Fused RGB ``[H, W, 3]`` of infrared ``[H, W]`` and visible RGB in [0, 1]."""
-    if isinstance(fuser, TorchFuser) and fuser.colour is Colour.RGB:
+    if fuser.colour is Colour.RGB:
         return to_u8(fuser.fuse_colours(ir, vis))
     return recombine(fuser.fuse(ir, luminance(vis)), vis)
 

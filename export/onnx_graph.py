@@ -1,8 +1,9 @@
 """Write a student as one self-contained ONNX file that ONNX Runtime and TensorRT 8.5 to 11 read.
 
-The contract: inputs ``ir`` and ``vis_y``, output ``fused_y``, each ``[1, 1, H, W]`` float32 in [0, 1]. Opset 17 and IR
-version 8 are the newest that TensorRT 8.5 (JetPack 5.1) accepts, and the precision is put into the file itself because
-TensorRT 11 takes no precision flags. Half precision casts once on the way in and once on the way out.
+The contract: inputs ``ir`` and ``vis_y``, output ``fused_y``, each ``[1, 1, H, W]`` float32 in [0, 1]; for a student of
+colours ``ir [1, 1, H, W]`` and ``vis [1, 3, H, W]`` give ``fused_rgb [1, 3, H, W]``. Opset 17 and IR version 8 are the
+newest that TensorRT 8.5 (JetPack 5.1) accepts, and the precision is put into the file itself because TensorRT 11 takes
+no precision flags. Half precision casts once on the way in and once on the way out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from duskfuse.data.errors import VerificationError
-from duskfuse.evaluate.fusers import INPUTS, OUTPUT
+from duskfuse.data.fuser import Colour, FusionOutput
+from duskfuse.evaluate.fusers import CONTRACTS
 from duskfuse.export.fold import fold_batchnorm
 
 OPSET = 17
@@ -43,19 +45,21 @@ class Precision(StrEnum):
 
 
 class DeployedStudent(nn.Module):
-    """A student in the order and form of the file: ``(ir, vis_y) -> fused_y``, batch normalisation folded away."""
+    """A student in the order and form of the file: ``(ir, vis) -> fused``, batch normalisation folded away."""
 
     def __init__(self, student: nn.Module, *, half: bool = False) -> None:
         super().__init__()
         folded = fold_batchnorm(student)
         self.student = folded.half() if half else folded.float()
         self.half_inside = half
+        self.colour = Colour.RGB if getattr(student, "colour", Colour.LUMA) == Colour.RGB else Colour.LUMA
 
-    def forward(self, ir: Tensor, vis_y: Tensor) -> Tensor:
-        """Fuse ``[1, 1, H, W]`` float32 planes in [0, 1] into one."""
+    def forward(self, ir: Tensor, vis: Tensor) -> Tensor:
+        """Fuse ``[1, 1, H, W]`` and ``[1, C, H, W]``, float32 in [0, 1], into ``[1, C, H, W]``."""
         if self.half_inside:
-            ir, vis_y = ir.half(), vis_y.half()
-        fused: Tensor = self.student(vis_y, ir).y
+            ir, vis = ir.half(), vis.half()
+        made: FusionOutput = self.student(vis, ir)
+        fused = made.y if made.rgb is None else made.rgb
         return fused.float() if self.half_inside else fused
 
 
@@ -66,8 +70,9 @@ def build_graph(deployed: DeployedStudent, *, size: tuple[int, int] | None = Non
     contract.
     """
     height, width = size or TRACE_SIZE
-    example = torch.rand(1, 1, height, width), torch.rand(1, 1, height, width)
-    axes = None if size else {name: {2: "height", 3: "width"} for name in (*INPUTS, OUTPUT)}
+    contract = CONTRACTS[deployed.colour]
+    example = torch.rand(1, 1, height, width), torch.rand(1, contract.channels, height, width)
+    axes = None if size else {name: {2: "height", 3: "width"} for name in (*contract.inputs, contract.output)}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracing exporter announces its successor, which cannot write opset 17
         traced = Path(folder) / "traced.onnx"
@@ -75,8 +80,8 @@ def build_graph(deployed: DeployedStudent, *, size: tuple[int, int] | None = Non
             deployed,
             example,
             traced,
-            input_names=list(INPUTS),
-            output_names=[OUTPUT],
+            input_names=list(contract.inputs),
+            output_names=[contract.output],
             dynamic_axes=axes,
             opset_version=OPSET,
             dynamo=False,
@@ -232,8 +237,9 @@ def _contract_faults(model: onnx.ModelProto) -> list[str]:
     operators = {node.op_type for node in graph.node}
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     faults = {
-        f"inputs {inputs}": inputs != list(INPUTS),
-        f"outputs {outputs}": outputs != [OUTPUT],
+        f"inputs {inputs} and outputs {outputs}": not any(
+            inputs == list(contract.inputs) and outputs == [contract.output] for contract in CONTRACTS.values()
+        ),
         f"opsets {opsets}": opsets != {"": OPSET},
         f"IR version {model.ir_version}": model.ir_version != IR_VERSION,
         "batch normalisation left": "BatchNormalization" in operators,

@@ -144,7 +144,7 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
     def get_next(self) -> dict[str, Plane] | None:
         """Return the next pair as network inputs, None after the last."""
         pair = next(self._left, None)
-        return None if pair is None else {"ir": pair.ir[None, None], "vis_y": pair.vis_y[None, None]}
+        return None if pair is None else pair.feeds()
 
 
 class _without_advice:

@@ -75,6 +75,17 @@ class LintReport:
             return Verdict.REFUSED
         return Verdict.WARNINGS if found else Verdict.CLEAN
 
+    def summary(self) -> str:
+        """Return the verdicts in one line.
+
+        >>> LintReport("m.onnx", ()).summary()
+        '8.5–11.4 clean'
+        """
+        by_verdict: dict[Verdict, list[str]] = {}
+        for release, verdict in self.verdicts.items():
+            by_verdict.setdefault(verdict, []).append(release)
+        return "; ".join(f"{_span(tuple(names))} {verdict.value}" for verdict, names in by_verdict.items())
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data."""
         return {
@@ -83,12 +94,6 @@ class LintReport:
             **_plain("findings", self.findings),
             **_plain("dla", self.dla),
         }
-
-    def tables(self) -> list[Table]:
-        """Return the verdicts, and the findings where there are any, for a terminal."""
-        found = _findings_table(self.findings, f"Findings in {self.file}")
-        dla = _findings_table(self.dla, f"{self.file} on a DLA (experiment)")
-        return [_verdict_table([self]), *found, *dla]
 
 
 def lint(model: onnx.ModelProto, file: str = "", *, dla: bool = False) -> LintReport:
@@ -126,7 +131,16 @@ def lint_file(path: Path, *, dla: bool = False) -> LintReport:
 def lint_tables(reports: Iterable[LintReport]) -> list[Table]:
     """Return one table of verdicts for several files, and their findings, for a terminal."""
     reports = list(reports)
-    return [_verdict_table(reports), *(table for report in reports for table in report.tables()[1:])]
+    found = [table for report in reports for table in findings_tables(report.file, report.findings, report.dla)]
+    return [_verdict_table(reports), *found]
+
+
+def findings_tables(file: str, findings: Iterable[Finding], dla: Iterable[Finding] = ()) -> list[Table]:
+    """Return what was found in a file, for a terminal; no table where nothing was."""
+    return [
+        *_findings_table(findings, f"Findings in {file}"),
+        *_findings_table(dla, f"{file} on a DLA (experiment)"),
+    ]
 
 
 def _plain(name: str, findings: Iterable[Finding]) -> dict[str, list[dict[str, Any]]]:
@@ -174,4 +188,4 @@ def _span(names: tuple[str, ...]) -> str:
     known = [release.name for release in releases()]
     if len(names) < 3 or known[known.index(names[0]) :][: len(names)] != list(names):
         return ", ".join(names)
-    return "all" if len(names) == len(known) else f"{names[0]}–{names[-1]}"
+    return f"{names[0]}–{names[-1]}"

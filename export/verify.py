@@ -55,7 +55,7 @@ class Reference:
         odd = [cropped(pair, ODD_CROP) for pair in evenly(pairs, 2)] if any_size else []
         self.pairs = [*chosen, *odd]
         fuser = TorchFuser(student, "reference")
-        self.pictures = [fuser.fuse(pair.ir, pair.vis_y) for pair in self.pairs]
+        self.pictures = [pair.fused_by(fuser) for pair in self.pairs]
 
     def verify(self, path: Path, precision: Precision) -> Verification:
         """Run the file at ``path``; raise VerificationError where it breaks the limit of its precision."""
@@ -72,7 +72,7 @@ class Reference:
     def compare(self, path: Path, precision: Precision) -> Verification:
         """Run the file at ``path`` and measure how far it is from the model."""
         fuser = OnnxFuser(path)
-        fused = [fuser.fuse(pair.ir, pair.vis_y) for pair in self.pairs]
+        fused = [pair.fused_by(fuser) for pair in self.pairs]
         errors = [float(np.abs(one - other).max()) for one, other in zip(fused, self.pictures, strict=True)]
         psnr = [_seen_psnr(one, other, precision) for one, other in zip(fused, self.pictures, strict=True)]
         return Verification(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from duskfuse.data.errors import InputError
+from duskfuse.data.fuser import Colour
 from duskfuse.export import bench as module
 from duskfuse.export.bench import Backend, Timing, bench
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph
@@ -27,6 +28,7 @@ class Sleeper:
     """A fuser that takes a known time."""
 
     backend = "torch"
+    colour = Colour.LUMA
 
     def __init__(self, name: str, seconds: float, log: list[str]) -> None:
         self.name, self.seconds, self.log = name, seconds, log

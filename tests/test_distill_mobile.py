@@ -70,10 +70,11 @@ def test_a_student_of_colours_trains_and_says_so(data: Path, tmp_path: Path) -> 
         want = student(*planes).rgb[0].permute(1, 2, 0).numpy() * 255
     assert np.abs(read_picture(tmp_path / "fused" / "0.png") - want).max() <= 0.51
     evaluate(data, model=[model], out=tmp_path / "scores", metrics=["EN"])
-    for refused in (lambda: export(model, out=tmp_path / "bundle"), lambda: bench(model, size="64x48", runs=1)):
-        with pytest.raises(InputError, match=r"fuses colours.*models of luminance"):
-            refused()
-    assert not (tmp_path / "bundle").exists()
+    exported = export(model, out=tmp_path / "bundle", precision=["fp32"], size=["57x48"], calibration=data)
+    fuse(data / "ir", data / "vis", tmp_path / "by_file", model=tmp_path / "bundle" / exported.files[0].file)
+    assert np.abs(read_picture(tmp_path / "by_file" / "0.png") - want).max() <= 0.51
+    (timing,) = bench(model, size="64x48", threads=1, runs=1, warmup=0).results
+    assert timing.backend == "onnxruntime"
 
 
 def test_the_trained_student_fuses_is_measured_exported_and_timed(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_the_trained_student_fuses_is_measured_exported_and_timed(data: Path, tr
     assert read_picture(tmp_path / "fused" / "0.png").shape == (48, 57, 3)
     scores = evaluate(data, model=[trained], out=tmp_path / "scores", metrics=["EN"])
     assert scores is not None
-    report = export(trained, out=tmp_path / "bundle", precision=["fp32", "fp16"], calibration=data)
+    report = export(trained, out=tmp_path / "bundle", precision=["fp32", "fp16"], dynamic=True, calibration=data)
     assert [entry.file for entry in report.files] == ["student-fp32.onnx", "student-fp16.onnx"]
     assert report.files[0].verification.largest_error <= 1e-4
     timings = bench(tmp_path / "bundle", size="64x48", threads=1, runs=2, warmup=1)

@@ -299,7 +299,7 @@ def test_classes_and_names_belong_together() -> None:
 
 
 def test_export_writes_three_verified_files(checkpoint: Path, tmp_path: Path) -> None:
-    report = export(checkpoint, out=tmp_path / "bundle")
+    report = export(checkpoint, out=tmp_path / "bundle", dynamic=True)
     assert {file.precision for file in report.files} == {"fp32", "fp16", "int8"}
     int8 = next(file for file in report.files if file.precision == "int8")
     assert len(int8.float_convolutions) < int8.convolutions

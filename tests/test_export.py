@@ -18,9 +18,10 @@ from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.evaluate.fusers import OnnxFuser, TorchFuser, open_fuser
 from duskfuse.export import verify
 from duskfuse.export.calibration import Planes, calibration_pairs, evenly, fitted
-from duskfuse.export.export import ExportReport, export, parse_size
+from duskfuse.export.export import ExportReport, export
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, save_graph
 from duskfuse.export.quantise import convolution_depths, quantise, quantise_until
+from duskfuse.export.sizes import parse_size
 from duskfuse.export.tensorrt_lint import lint
 from duskfuse.export.verify import Reference, psnr_db
 from duskfuse.students.unet import UNetStudent
@@ -62,7 +63,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
-    return export(checkpoint, out=tmp_path_factory.mktemp("bundle"), calibration=data)
+    return export(checkpoint, out=tmp_path_factory.mktemp("bundle"), dynamic=True, calibration=data)
 
 
 def load(report: ExportReport, precision: str) -> onnx.ModelProto:
@@ -191,7 +192,7 @@ def test_a_file_that_fails_its_check_is_not_left(
 ) -> None:
     monkeypatch.setattr(verify, "MOST_ERROR_FP32", -1.0)
     with pytest.raises(VerificationError, match=r"tiny-fp32\.onnx differs.*largest error"):
-        export(checkpoint, out=tmp_path / "b", precision=["fp32"], calibration=data)
+        export(checkpoint, out=tmp_path / "b", precision=["fp32"], dynamic=True, calibration=data)
     assert list((tmp_path / "b").iterdir()) == []
 
 
@@ -218,7 +219,7 @@ def test_non_empty_folders_are_refused_and_overwriting_clears_the_old_bundle(
     (out / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="--overwrite"):
         export(checkpoint, out=out, precision=["fp32"], calibration=data)
-    export(checkpoint, out=out, precision=["fp32"], calibration=data, overwrite=True)
+    export(checkpoint, out=out, precision=["fp32"], dynamic=True, calibration=data, overwrite=True)
     assert {path.name for path in out.iterdir()} == {"tiny-fp32.onnx", "bundle.json", "verification.json", "notes.txt"}
 
 
@@ -277,7 +278,7 @@ def test_pictures_are_spread_and_fitted(data: Path) -> None:
     assert evenly(range(10), 4) == [0, 3, 6, 9]
     pairs = calibration_pairs(data, (20, 30), most=3)
     assert [pair.name for pair in pairs] == ["p0", "p4", "p7"]
-    assert {pair.ir.shape for pair in pairs} == {pair.vis_y.shape for pair in pairs} == {(20, 30)}
+    assert {pair.ir.shape for pair in pairs} == {pair.vis.shape for pair in pairs} == {(20, 30)}
     big = Planes("big", np.zeros((300, 400), np.float32), np.ones((300, 400), np.float32))
     assert fitted(big, None).ir.shape == (256, 320)
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from duskfuse.data import colour
-from duskfuse.evaluate.fusers import INPUTS
+from duskfuse.data.fuser import Colour
+from duskfuse.evaluate.fusers import CONTRACTS
 from duskfuse.export.fold import fold_batchnorm
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph
 from duskfuse.export.runtime import fuser as runtime
 from duskfuse.export.runtime.fuser import EdgeFuser, luminance, recombine
+from duskfuse.export.runtime.network import COLOUR_NAMES, LUMINANCE_NAMES
 from duskfuse.export.runtime.thermal import infrared
 from duskfuse.students.unet import UNetStudent
 
@@ -131,4 +133,5 @@ def test_edge_fuser_refuses_what_does_not_fit(network: Path, student: UNetStuden
     assert fixed.size == (16, 24)
     with pytest.raises(ValueError, match=r"\(16, 24\)"):
         fixed.fuse(Y, VIS)
-    assert set(INPUTS) == {"ir", "vis_y"}
+    for kind, names in ((Colour.LUMA, LUMINANCE_NAMES), (Colour.RGB, COLOUR_NAMES)):
+        assert (*CONTRACTS[kind].inputs, CONTRACTS[kind].output) == names

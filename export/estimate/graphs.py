@@ -9,10 +9,10 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from duskfuse.data.errors import InputError
-from duskfuse.evaluate.fusers import TorchFuser, refuse_colours, size_text
+from duskfuse.evaluate.fusers import size_text
 from duskfuse.export.estimate.kernels import is_quantised
-from duskfuse.export.export import parse_size
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, fold_sizes
+from duskfuse.export.sizes import parse_size
 
 USUAL_SIZE = (480, 640)
 
@@ -38,7 +38,6 @@ def open_graph(item: str | Path, size: str | None) -> StaticGraph:
 
     student, _ = load_student(item)
     name = Path(item).stem if isinstance(item, Path) else str(item)
-    refuse_colours(TorchFuser(student, name), "estimate")
     shape = shape or USUAL_SIZE
     return StaticGraph(name, build_graph(DeployedStudent(student), size=shape), shape, None)
 

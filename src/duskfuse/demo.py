@@ -90,16 +90,17 @@ def demo(*, out: Path = Path("demo"), overwrite: bool = False) -> DemoReport:
         return result
 
     train, held_out = out / "scenes" / "train", out / "scenes" / "held_out"
+    size = f"{SIZE[1]}x{SIZE[0]}"
     cache, student = out / "cache", out / "run" / "student.safetensors"
     timed("draw scenes", lambda: write_scenes(train, count=TRAIN_SCENES, size=SIZE, seed=0))
     timed("draw held-out scenes", lambda: write_scenes(held_out, count=HELD_OUT_SCENES, size=SIZE, seed=HELD_OUT_SEED))
     timed("cache masks", lambda: cache_masks(train, source=MaskSourceName.REGIONS, cache=cache))
     training = timed("distill", lambda: distill(train, out=out / "run", recipe="demo", cache=cache))
     timed("fuse", lambda: fuse(held_out / "ir", held_out / "vis", out / "fused", model=student))
-    exported = timed("export", lambda: export(student, out=out / "bundle", calibration=train))
+    exported = timed("export", lambda: export(student, out=out / "bundle", size=[size], calibration=train))
     models: list[str | Path] = [DEFAULT, student]
     evaluation = timed("evaluate", lambda: evaluate(held_out, model=models, out=out / "scores"))
-    timings = timed("bench", lambda: bench(out / "bundle", size=f"{SIZE[1]}x{SIZE[0]}"))
+    timings = timed("bench", lambda: bench(out / "bundle", size=size))
     report = DemoReport(out, seconds, training, evaluation, exported, timings)
     _write_page(report)
     return report

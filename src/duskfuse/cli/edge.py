@@ -10,7 +10,7 @@ import typer
 
 from duskfuse.cli.application import app
 from duskfuse.cli.options import Json, Out, Overwrite, Threads
-from duskfuse.cli.verb import choice, show, verb
+from duskfuse.cli.verb import EXIT_FAILED, choice, show, verb
 
 if TYPE_CHECKING:
     from duskfuse.data.reading import Reading
@@ -80,8 +80,17 @@ def export_command(
     out: Out,
     precision: Annotated[str, typer.Option(help="Comma-separated: fp32, fp16, int8.")] = "fp32,fp16,int8",
     size: Annotated[
-        list[str] | None, typer.Option(help="WIDTHxHEIGHT of a static file; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="WIDTHxHEIGHT of the pictures; repeatable, one file each; default: 640x480.", show_default=False
+        ),
     ] = None,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="One file for any size; engines cover the range of the sizes given.")
+    ] = False,
+    dla: Annotated[
+        bool, typer.Option("--dla", help="Experiment: no DepthToSpace, and what a DLA would leave to the GPU.")
+    ] = False,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Pairs to calibrate and verify on; default: built-in scenes.", show_default=False),
@@ -93,7 +102,7 @@ def export_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write verified ONNX files for the device."""
+    """Write ONNX files for the device: verified, and checked for TensorRT 8.5 to 11."""
     with verb(as_json):
         from duskfuse.export.export import export
         from duskfuse.export.onnx_graph import Precision
@@ -104,11 +113,29 @@ def export_command(
             out=out,
             precision=precisions,
             size=size or (),
+            dynamic=dynamic,
+            dla=dla,
             calibration=calibration,
             reading=reading,
             overwrite=overwrite,
         )
-        show(report.to_json(), as_json, [report.table()])
+        show(report.to_json(), as_json, [report.table(), *report.findings_tables()])
+
+
+@app.command("lint", rich_help_panel=PANEL)
+def lint_command(
+    files: Annotated[list[Path], typer.Argument(help="ONNX files, of any program.", show_default=False)],
+    dla: Annotated[bool, typer.Option("--dla", help="Experiment: also what a DLA would leave to the GPU.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say which TensorRT releases read ONNX files; exit code 1 where one refuses a file."""
+    with verb(as_json):
+        from duskfuse.export.tensorrt_lint import lint_file, lint_tables
+
+        reports = [lint_file(path, dla=dla) for path in files]
+        show([report.to_json() for report in reports], as_json, lint_tables(reports))
+        if any(report.errors for report in reports):
+            raise typer.Exit(EXIT_FAILED)
 
 
 @app.command("bench", rich_help_panel=PANEL)
