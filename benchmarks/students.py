@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from duskfuse.data.fuser import FusionOutput
 from duskfuse.data.progress import set_quiet
 from duskfuse.export.calibration import calibration_pairs
-from duskfuse.export.fold import fold_batchnorm
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph
-from duskfuse.export.quantise import FLOAT_ENDS, convolution_depths, quantise
+from duskfuse.export.quantise import quantise
+from duskfuse.students.fold import fold_batchnorm
 from duskfuse.students.zoo import ARCHITECTURES, build_student
 
 SIZES = ("640x480", "1280x1024")
@@ -106,20 +106,13 @@ def _on_cpu(size: tuple[int, int]) -> dict[str, Run]:
         graph = build_graph(DeployedStudent(network), size=size)
         runs[f"{name} fp32"] = _in_onnxruntime(graph, planes)
         if name in EVERY_WAY:
-            runs[f"{name} int8"] = _in_onnxruntime(_quantised(graph, size), planes)
+            runs[f"{name} int8"] = _in_onnxruntime(
+                quantise(network, calibration_pairs(None, size, most=2), size)[0], planes
+            )
             folded = fold_batchnorm(network)
             runs[f"{name} torch eager"] = _in_torch(folded, planes)
             runs[f"{name} torch.compile"] = _in_torch(torch.compile(folded), planes)
     return runs
-
-
-def _quantised(graph: onnx.ModelProto, size: tuple[int, int]) -> onnx.ModelProto:
-    """With the stems and the last convolutions in float, as the export tries first."""
-    from_input, from_output = FLOAT_ENDS[0]
-    ends = [
-        name for name, (head, tail) in convolution_depths(graph).items() if head <= from_input or tail <= from_output
-    ]
-    return quantise(graph, calibration_pairs(None, size, most=2), ends)
 
 
 def _in_onnxruntime(graph: onnx.ModelProto, planes: dict[str, np.ndarray]) -> Run:

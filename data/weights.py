@@ -54,6 +54,9 @@ class ModelCard:
     licence: str = "Apache-2.0"
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: str = ""
+    int8_scales: Mapping[str, float] = field(default_factory=dict)
+    """Of a student that was fine-tuned for INT8: the scale of the input of each convolution that is in it. The weights
+    are then those of the deployed form, with branches merged and batch normalisation folded in."""
 
 
 _CARD = TypeAdapter(ModelCard)

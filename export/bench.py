@@ -214,7 +214,7 @@ def _of_size(fuser: OnnxFuser, shape: tuple[int, int]) -> OnnxFuser:
 
 
 def _folded(fuser: TorchFuser) -> TorchFuser:
-    from duskfuse.export.fold import fold_batchnorm
+    from duskfuse.students.fold import fold_batchnorm
 
     return TorchFuser(fold_batchnorm(fuser.module), fuser.name)
 

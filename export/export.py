@@ -28,6 +28,7 @@ from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard
 from duskfuse.evaluate.fusers import size_text
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
+from duskfuse.export.int8_drift import DRIFT_FILE, DRIFT_PAGE, summary, write_drift
 from duskfuse.export.lint_finding import Finding
 from duskfuse.export.onnx_graph import (
     DeployedStudent,
@@ -37,11 +38,12 @@ from duskfuse.export.onnx_graph import (
     save_graph,
     set_properties,
 )
-from duskfuse.export.quantise import quantise_until
+from duskfuse.export.quantise import quantise
 from duskfuse.export.sizes import DEFAULT_SIZE, Size, SizeRange, parse_size
 from duskfuse.export.tensorrt_lint import LintReport, findings_tables, lint
-from duskfuse.export.verify import LEAST_PSNR_DB, PICTURES, Reference, Verification
+from duskfuse.export.verify import PICTURES, Reference, Verification
 from duskfuse.students.edge import EdgeStudent, without_depth_to_space
+from duskfuse.students.int8_drift import Drift
 from duskfuse.students.zoo import WEIGHTS, ModelName, load_student
 
 if TYPE_CHECKING:
@@ -50,8 +52,6 @@ if TYPE_CHECKING:
 BUNDLE_FILE = "bundle.json"
 VERIFICATION_FILE = "verification.json"
 BUNDLE_FORMAT = 1
-INT8_MARGIN_DB = 2.0
-"""Float layers are added until INT8 is this much better than its limit: unseen pictures may come out worse."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ExportedFile:
     float_convolutions: tuple[str, ...] = ()
     """INT8 only: the convolutions that stay float."""
     convolutions: int = 0
-    """INT8 only: all convolutions."""
+    """INT8 only: all convolutions but those with fixed weights."""
     tensorrt: dict[str, str] = field(default_factory=dict)
     """The lint's verdict for each TensorRT release."""
     findings: tuple[Finding, ...] = ()
@@ -172,9 +172,12 @@ def export(
     profile = SizeRange.of(given).texts() if dynamic else {}
     report = ExportReport(str(out), source.stem, file_sha256(source), origin, asdict(card), profile=profile)
     most = MOST_PAIRS if Precision.INT8 in precisions else PICTURES
+    drifts: dict[str, Drift] = {}
     for fixed in sizes:
         pairs = calibration_pairs(calibration, fixed, most, reading, Colour(card.colour))
-        _export_size(student, card, report, precisions, fixed, pairs, dla=dla)
+        drifts |= _export_size(student, card, report, precisions, fixed, pairs, dla=dla)
+    if drifts:
+        write_drift(out, drifts)
     _write_json(out / VERIFICATION_FILE, {entry.file: asdict(entry.verification) for entry in report.files})
     _write_json(out / BUNDLE_FILE, {"format": BUNDLE_FORMAT, **report.to_json()})
     return report
@@ -189,23 +192,24 @@ def _export_size(
     pairs: Sequence[Planes],
     *,
     dla: bool,
-) -> None:
-    """Write, verify and enter into ``report`` the files of one size."""
+) -> dict[str, Drift]:
+    """Write, verify and enter into ``report`` the files of one size; the drift of its INT8 file, by name."""
     out = Path(report.out)
     report.pictures[_size_name(size)] = [pair.name for pair in pairs]
     reference = Reference(student, pairs, any_size=size is None)
-    deployed = build_graph(DeployedStudent(student), size=size)
+    drifts: dict[str, Drift] = {}
     for precision in precisions:
         say(f"Writing and verifying {precision}{'' if size is None else ' ' + size_text(size)}")
         middle = "" if size is None else f"-{size_text(size)}"
         final = out / f"{report.model}{middle}-{precision}.onnx"
         with tempfile.TemporaryDirectory(dir=out, prefix=".unverified-") as folder:
             unverified = Path(folder) / final.name
-            model, float_layers, layers = _in_precision(
-                precision, student, deployed, reference, pairs, unverified, size
-            )
+            model, drift = _in_precision(precision, student, card, pairs, size)
+            if drift is not None:
+                drifts[final.name] = drift
+                say(summary(drift))
             linted = _linted(model, final.name, dla=dla)
-            set_properties(model, _properties(card, report, precision, size, float_layers, linted))
+            set_properties(model, _properties(card, report, precision, size, drift, linted))
             check_contract(model)
             save_graph(model, unverified)
             verification = reference.verify(unverified, precision)
@@ -218,39 +222,26 @@ def _export_size(
                 final.stat().st_size,
                 file_sha256(final),
                 verification,
-                float_layers,
-                layers,
+                () if drift is None else drift.float_layers,
+                0 if drift is None else len(drift.layers),
                 {release: verdict.value for release, verdict in linted.verdicts.items()},
                 linted.findings,
                 linted.dla,
             )
         )
+    return drifts
 
 
 def _in_precision(
-    precision: Precision,
-    student: nn.Module,
-    deployed: onnx.ModelProto,
-    reference: Reference,
-    pairs: Sequence[Planes],
-    scratch: Path,
-    size: Size | None,
-) -> tuple[onnx.ModelProto, tuple[str, ...], int]:
-    """Return the graph, the convolutions it keeps float and the number of all of them."""
-    if precision is Precision.FP32:
-        return deployed, (), 0
-    if precision is Precision.FP16:
-        return build_graph(DeployedStudent(student, half=True), size=size), (), 0
-
-    def good_enough(model: onnx.ModelProto) -> bool:
-        save_graph(model, scratch)
-        wanted = LEAST_PSNR_DB[Precision.INT8] + INT8_MARGIN_DB
-        return reference.compare(scratch, Precision.INT8).worst_psnr_db >= wanted
-
-    quantised = quantise_until(deployed, pairs, good_enough)
-    if not any(node.op_type == "QuantizeLinear" for node in quantised.model.graph.node):
+    precision: Precision, student: nn.Module, card: ModelCard, pairs: Sequence[Planes], size: Size | None
+) -> tuple[onnx.ModelProto, Drift | None]:
+    """Return the graph and, of INT8, what it costs layer by layer."""
+    if precision is not Precision.INT8:
+        return build_graph(DeployedStudent(student, half=precision is Precision.FP16), size=size), None
+    model, drift = quantise(student, pairs, size, card.int8_scales)
+    if not any(entry.int8 for entry in drift.layers):
         raise VerificationError("nothing was quantised", rule="INT8 is made of convolutions", remedy="export fp16")
-    return quantised.model, quantised.float_convolutions, quantised.convolutions
+    return model, drift
 
 
 def _linted(model: onnx.ModelProto, name: str, *, dla: bool) -> LintReport:
@@ -271,7 +262,7 @@ def _properties(
     report: ExportReport,
     precision: Precision,
     size: Size | None,
-    float_layers: Sequence[str],
+    drift: Drift | None,
     linted: LintReport,
 ) -> dict[str, str]:
     """What the file says about itself, so that it can be used and judged alone."""
@@ -292,8 +283,9 @@ def _properties(
     }
     if size is None:
         properties |= {f"profile_{name}": text for name, text in report.profile.items()}
-    if precision is Precision.INT8:
-        properties |= {"calibration": report.calibration, "float_convolutions": ", ".join(float_layers)}
+    if drift is not None:
+        trained = {"int8": "fine-tuned for its scales" if card.int8_scales else "post-training"}
+        properties |= {"calibration": report.calibration, "float_convolutions": ", ".join(drift.float_layers)} | trained
     return properties
 
 
@@ -350,7 +342,7 @@ def _forget_earlier_export(out: Path) -> None:
         listed = [entry["file"] for entry in json.loads((out / BUNDLE_FILE).read_text())["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    for name in (BUNDLE_FILE, VERIFICATION_FILE, *listed):
+    for name in (BUNDLE_FILE, VERIFICATION_FILE, DRIFT_FILE, DRIFT_PAGE, *listed):
         if name == Path(name).name:
             (out / name).unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.data.images import visible_from
 from duskfuse.data.reading import AS_STORED, Reading
 from duskfuse.data.weights import ModelCard
-from duskfuse.export.fold import fold_batchnorm
+from duskfuse.students.fold import fold_batchnorm
 from duskfuse.students.zoo import DEFAULT, load_student
 
 

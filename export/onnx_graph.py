@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from duskfuse.data.errors import VerificationError
 from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.evaluate.fusers import CONTRACTS
-from duskfuse.export.fold import fold_batchnorm
+from duskfuse.students.fold import fold_batchnorm
 
 OPSET = 17
 IR_VERSION = 8

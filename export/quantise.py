@@ -1,158 +1,123 @@
 """INT8 by explicit Q/DQ nodes, in the one form that ONNX Runtime and TensorRT 8.5 to 11 all accept.
 
-Inputs and weights of convolutions are quantised: symmetric int8, zero point 0, weights per output channel, ranges from
-the minimum and maximum over calibration pictures. Biases and the picture that comes out stay float.
-
-The convolutions nearest the two ends of the network cost most picture quality in INT8: there the maps hold the picture
-itself, at full resolution and in a few of the 256 steps. So float grows inwards from both ends until the worst of the
-check pictures is good enough.
+Inputs and weights of convolutions are quantised: symmetric int8, zero point 0, weights per output channel, all scales
+constants of the file. Biases and the picture that comes out stay float. Which convolutions, with which scales and
+biases, is decided in PyTorch (`duskfuse.students.int8`), or was by quantisation-aware fine-tuning; the file computes
+what `duskfuse.students.fake_quantise` computes.
 """
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnx import NodeProto, helper, numpy_helper
+from torch import nn
 
-from duskfuse.export.calibration import Planes, evenly
-from duskfuse.export.onnx_graph import IR_VERSION, OPSET
+from duskfuse.export.calibration import LARGEST_CROP, Planes, cropped, evenly
+from duskfuse.export.onnx_graph import DeployedStudent, build_graph
+from duskfuse.students.fake_quantise import HIGHEST, SMALLEST_SCALE, QuantisedStudent
+from duskfuse.students.int8 import prepare_int8
+from duskfuse.students.int8_drift import Drift, Source, measure_int8
 
-FLOAT_ENDS = ((1, 1), (3, 1), (3, 2), (3, 4), (3, 5))
-"""How many convolutions deep float reaches from the inputs and from the output, tried in this order."""
+TRIAL_LAYERS = 108
+"""Pictures times layers of a trial, so that the choice of layers takes a bounded time in any network."""
+FEWEST_TRIALS, MOST_TRIALS = 3, 8
 
-TRIAL_PAIRS = 12
-"""Calibration pictures of a trial; what is good enough then is calibrated with all of them and measured again."""
-
-Plane = NDArray[np.float32]
+_LAYER = "student.{}.weight"
+"""Name of a convolution's weights in the graph, by its name in the student."""
 
 
-@dataclass(frozen=True)
-class Quantised:
-    """An INT8 graph and what was decided for it."""
+def quantise(
+    student: nn.Module,
+    pairs: Sequence[Planes],
+    size: tuple[int, int] | None,
+    trained: Mapping[str, float] | None = None,
+) -> tuple[onnx.ModelProto, Drift]:
+    """Make the INT8 graph of a student, and say what it costs layer by layer.
 
-    model: onnx.ModelProto
-    float_convolutions: tuple[str, ...]
-    """Names of the convolutions that stay float."""
-    convolutions: int
-    """All convolutions of the network, float or not."""
-
-
-def quantise_until(
-    model: onnx.ModelProto, pairs: Sequence[Planes], good_enough: Callable[[onnx.ModelProto], bool]
-) -> Quantised:
-    """Quantise a float32 graph, keeping as few convolutions float as ``good_enough`` allows.
-
-    Returns the last try, with the most float convolutions, where none is good enough. Tries that would leave nothing to
-    quantise, as the later ones in a small network, are left out.
+    A student that was fine-tuned for scales (``int8_scales`` of its card) gets exactly those, given as ``trained``; any
+    other is prepared with ``pairs``. ``size`` is the fixed (height, width), None leaves both free.
     """
-    depths = convolution_depths(model)
-    tries = [
-        tuple(name for name, (head, tail) in depths.items() if head <= from_input or tail <= from_output)
-        for from_input, from_output in FLOAT_ENDS
-    ]
-    tries = [keep for keep in dict.fromkeys(tries) if len(keep) < len(depths)] or [()]
-    few = evenly(pairs, TRIAL_PAIRS)
-    for keep in tries:
-        last = keep is tries[-1]
-        if not last and not good_enough(quantise(model, few, keep)):
-            continue
-        quantised = Quantised(quantise(model, pairs, keep), keep, len(depths))
-        if last or good_enough(quantised.model):
-            break
+    network = QuantisedStudent(student).eval().to(memory_format=torch.channels_last)
+    count = min(MOST_TRIALS, max(FEWEST_TRIALS, TRIAL_LAYERS // len(network.layers)))
+    trials = _sources([cropped(pair, LARGEST_CROP) for pair in evenly(pairs, count)])
+    if trained:
+        network.quantise(trained)
+        drift = measure_int8(network, trials)
+    else:
+        drift = prepare_int8(network, _sources(pairs), trials)
+    graph = build_graph(DeployedStudent(network.deployed()), size=size)
+    return with_qdq(graph, network.scales), drift
+
+
+def with_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> onnx.ModelProto:
+    """Return ``model`` with Q/DQ before the input and the weights of the convolutions that ``scales`` names.
+
+    A convolution has the name of its module in the student; its scale is one step of its input. Raises ValueError where
+    the graph has no such convolution.
+    """
+    quantised = onnx.ModelProto()
+    quantised.CopyFrom(model)
+    writer = _Writer(quantised.graph, scales)
+    nodes = [new for node in model.graph.node for new in writer.rewritten(node)]
+    if missing := scales.keys() - writer.found:
+        raise ValueError(f"the graph has no convolution {', '.join(sorted(missing))}")
+    del quantised.graph.node[:]
+    quantised.graph.node.extend(nodes)
     return quantised
 
 
-def quantise(model: onnx.ModelProto, pairs: Sequence[Planes], keep_float: Sequence[str]) -> onnx.ModelProto:
-    """Return ``model`` with Q/DQ around the inputs and weights of all convolutions but those in ``keep_float``."""
-    with tempfile.TemporaryDirectory() as folder, _without_advice():
-        prepared, written = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(model, prepared, skip_optimization=True, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            written,
-            _Pictures(pairs),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=list(keep_float),
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "AddQDQPairToWeight": True,  # TensorRT wants weights through Q and DQ like activations
-                "QuantizeBias": False,  # TensorRT refuses the int32 bias that is the default
-                "OpTypesToExcludeOutputQuantization": ["Conv"],
-            },
-        )
-        quantised = onnx.load(written)
-    quantised.ir_version = IR_VERSION
-    del quantised.opset_import[:]  # ONNX Runtime adds eight domains that nothing in the graph uses
-    quantised.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-    return quantised
+class _Writer:
+    """Adds the nodes and constants of quantised convolutions to a graph, each pair of nodes once."""
+
+    def __init__(self, graph: onnx.GraphProto, scales: Mapping[str, float]) -> None:
+        self._graph = graph
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._layers = {_LAYER.format(name): name for name in scales}
+        self._scales = scales
+        self._made: set[str] = set()
+        self.found: set[str] = set()
+
+    def rewritten(self, node: NodeProto) -> list[NodeProto]:
+        """The node, and before it those that quantise what it reads; other nodes as they are."""
+        layer = self._layers.get(node.input[1]) if node.op_type == "Conv" else None
+        if layer is None:
+            return [node]
+        self.found.add(layer)
+        picture, weight, *bias = node.input
+        kernel = numpy_helper.to_array(self._weights[weight])
+        steps = np.maximum(np.abs(kernel).max(axis=(1, 2, 3)) / np.float32(HIGHEST), np.float32(SMALLEST_SCALE))
+        before = [*self._pair(picture, np.float32(self._scales[layer])), *self._pair(weight, steps)]
+        conv = NodeProto()
+        conv.CopyFrom(node)
+        conv.input[:] = [_name(picture, self._scales[layer]), _name(weight, steps), *bias]
+        return [*before, conv]
+
+    def _pair(self, value: str, scale: NDArray[np.float32] | np.float32) -> list[NodeProto]:
+        name = _name(value, scale)
+        if name in self._made:
+            return []
+        self._made.add(name)
+        step = np.asarray(scale, np.float32)
+        constants = {f"{name}/scale": step, f"{name}/zero": np.zeros(step.shape, np.int8)}
+        self._graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
+        axis = {"axis": 0} if step.ndim else {}
+        return [
+            helper.make_node("QuantizeLinear", [value, *constants], [f"{name}/int8"], f"{name}/Q", **axis),
+            helper.make_node("DequantizeLinear", [f"{name}/int8", *constants], [name], f"{name}/DQ", **axis),
+        ]
 
 
-def convolution_depths(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
-    """Count, for each convolution by name, the fewest convolutions to an input and to the output, itself included."""
-    nodes = list(model.graph.node)
-    forward = _fewest(nodes, {value.name for value in model.graph.input}, lambda node: (node.input, node.output))
-    backward = _fewest(
-        nodes[::-1], {value.name for value in model.graph.output}, lambda node: (node.output, node.input)
-    )
-    return {node.name: (forward[node.output[0]], backward[node.input[0]]) for node in nodes if node.op_type == "Conv"}
+def _name(value: str, scale: Any) -> str:
+    """Of a value after Q/DQ; one map may be read with several scales."""
+    return f"{value}/quantised" + (f"-{float(scale):.9g}" if np.ndim(scale) == 0 else "")
 
 
-def _fewest(
-    nodes: Sequence[onnx.NodeProto],
-    start: set[str],
-    ends: Callable[[onnx.NodeProto], tuple[Sequence[str], Sequence[str]]],
-) -> dict[str, int]:
-    """Fewest convolutions between ``start`` and every value, over nodes sorted in the walking direction."""
-    found = dict.fromkeys(start, 0)
-    for node in nodes:
-        if node.op_type == "Shape":  # a size says nothing of the picture
-            continue
-        behind, ahead = ends(node)
-        reached = [found[name] for name in behind if name in found]
-        if reached:
-            steps = min(reached) + (node.op_type == "Conv")
-            found |= {name: min(steps, found.get(name, steps)) for name in ahead}
-    return found
-
-
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]
-    """Hand the calibration pictures to ONNX Runtime one by one."""
-
-    def __init__(self, pairs: Sequence[Planes]) -> None:
-        self._left = iter(pairs)
-
-    def get_next(self) -> dict[str, Plane] | None:
-        """Return the next pair as network inputs, None after the last."""
-        pair = next(self._left, None)
-        return None if pair is None else pair.feeds()
-
-
-class _without_advice:
-    """Silence ONNX Runtime's warnings about pre-processing, which has been done."""
-
-    def __enter__(self) -> None:
-        self._level = logging.root.level
-        logging.root.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        logging.root.setLevel(self._level)
+def _sources(pairs: Sequence[Planes]) -> list[Source]:
+    feeds = [[torch.from_numpy(plane) for plane in pair.feeds().values()] for pair in pairs]
+    return [(vis, ir) for ir, vis in feeds]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from duskfuse.data.colour import luminance, recombine
 from duskfuse.data.fuser import Colour, FusionOutput
+from duskfuse.students.int8 import Link
 
 EDGE, NANO = "edge", "nano"
 """Architecture names."""
@@ -75,6 +76,12 @@ class EdgeStudent(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Conv2d(plan.stem, _BLOCK**2, 1) for name in plan.coefficients})
         self.blocks, self.negative_blocks, self.picture = _Blocks(1), _Blocks(-1), _Picture()
         self._initialise()
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Only ReLU and bilinear resizing lie behind the stems and the rejoined context."""
+        behind = ("fine.0.0",) if self.plan.fine_layers else tuple(f"heads.{name}" for name in self.plan.coefficients)
+        return (Link(("stem_ir.0", "stem_vis.0", "rejoin.0"), ("context.0.0", *behind)),)
 
     @property
     def settings(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import Colour, FusionOutput
+from duskfuse.students.int8 import Link
 
 ARCHITECTURE = "unet"
 MIN_SIDE = 4
@@ -59,6 +60,13 @@ class UNetStudent(nn.Module):
         self.merge5 = nn.Sequential(*_unit(2 * _CHANNELS, _CHANNELS, kernel=1))
         self.stage5 = _stage(_CHANNELS)
         self.last = nn.Conv2d(_CHANNELS, 1, 3, padding=1)
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Only a leaky ReLU lies between the convolutions of a stage, behind those that join, and before the last."""
+        within = [(f"stage{n}.{i}", f"stage{n}.{i + 2}") for n in range(1, 6) for i in (0, 2)]
+        between = [("merge4.0", "stage4.0"), ("merge5.0", "stage5.0"), ("stage5.4", "last")]
+        return tuple(Link((writer,), (reader,)) for writer, reader in (*within, *between))
 
     @property
     def settings(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import nn
 from duskfuse.data.errors import InputError
 from duskfuse.data.weights import ModelCard, load_weights, read_card
 from duskfuse.students import edge, mobile, unet
+from duskfuse.students.fold import fold_batchnorm
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the packaged weights, ``<name>.safetensors``."""
@@ -89,6 +90,8 @@ def load_student(model: str | Path) -> tuple[nn.Module, ModelCard]:
         student = build_student(card.architecture, card.settings)
     except InputError as error:
         raise InputError(f"{path}: {error.seen}", rule=error.rule, remedy=error.remedy) from None
+    if card.int8_scales:
+        student = fold_batchnorm(student)
     load_weights(path, student, card.architecture)
     return student.eval(), card
 

@@ -41,7 +41,7 @@ def write_files(folder: Path) -> dict[str, Path]:
     models = {
         "fp32": fp32,
         "fp16": build_graph(DeployedStudent(student, half=True), size=SIZE),
-        "int8": quantise(fp32, [Planes(str(seed), *planes(seed=seed)) for seed in range(2)], ()),
+        "int8": quantise(student, [Planes(str(seed), *planes(seed=seed)) for seed in range(2)], SIZE)[0],
         "any": build_graph(DeployedStudent(student)),
     }
     for name, model in models.items():

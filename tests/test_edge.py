@@ -21,10 +21,10 @@ from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.evaluate.fusers import OnnxFuser, TorchFuser
 from duskfuse.export.bench import Backend, bench
 from duskfuse.export.export import export
-from duskfuse.export.fold import fold_batchnorm
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph
 from duskfuse.students import edge
 from duskfuse.students.edge import EdgeStudent, NanoStudent, without_depth_to_space
+from duskfuse.students.fold import fold_batchnorm
 from duskfuse.students.zoo import build_student, load_student
 
 BOTH = ("edge", "nano")

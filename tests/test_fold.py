@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from duskfuse.export.fold import fold_batchnorm
+from duskfuse.students.fold import fold_batchnorm
 from duskfuse.students.unet import UNetStudent
 
 

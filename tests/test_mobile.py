@@ -15,9 +15,9 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import Colour
 from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.evaluate.fusers import OnnxFuser, TorchFuser
-from duskfuse.export.fold import fold_batchnorm
 from duskfuse.export.onnx_graph import OPSET, DeployedStudent, build_graph, save_graph
 from duskfuse.students import mobile
+from duskfuse.students.fold import fold_batchnorm
 from duskfuse.students.mobile import GLOBAL_TOKENS, WINDOW, MobileStudent
 from duskfuse.students.zoo import build_student, load_student
 

@@ -13,12 +13,12 @@ import torch
 from duskfuse.data import colour
 from duskfuse.data.fuser import Colour
 from duskfuse.evaluate.fusers import CONTRACTS
-from duskfuse.export.fold import fold_batchnorm
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph
 from duskfuse.export.runtime import fuser as runtime
 from duskfuse.export.runtime.fuser import EdgeFuser, luminance, recombine
 from duskfuse.export.runtime.network import COLOUR_NAMES, LUMINANCE_NAMES
 from duskfuse.export.runtime.thermal import infrared
+from duskfuse.students.fold import fold_batchnorm
 from duskfuse.students.unet import UNetStudent
 
 RUNTIME = Path(runtime.__file__).parent

@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 
 from duskfuse.data.errors import InputError
+from duskfuse.export.estimate.depths import convolution_depths
 from duskfuse.export.onnx_graph import Precision
-from duskfuse.export.quantise import FLOAT_ENDS, convolution_depths
 
 FREE = {
     *("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
@@ -359,7 +359,7 @@ class _Reader:
 
 
 def _int8_names(model: onnx.ModelProto, precision: Precision) -> set[str]:
-    """Names of the nodes that multiply in INT8."""
+    """Names of the nodes that multiply in INT8; in a float file, by assumption, all but those at its two ends."""
     if is_quantised(model):
         makers = {name: node.op_type for node in model.graph.node for name in node.output}
         return {
@@ -369,8 +369,7 @@ def _int8_names(model: onnx.ModelProto, precision: Precision) -> set[str]:
         }
     if precision is not Precision.INT8:
         return set()
-    head, tail = FLOAT_ENDS[0]
-    return {name for name, (first, last) in convolution_depths(model).items() if first > head and last > tail}
+    return {name for name, (first, last) in convolution_depths(model).items() if first > 1 and last > 1}
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
