@@ -83,7 +83,7 @@ def parse_source(text: str) -> Source:
     if "://" in place and place.split("://")[0].lower() in SCHEMES:
         _allow(settings, (), text)
         return Camera(without_secret(place), place, cv2.CAP_FFMPEG, {})
-    if re.match(r"\d+$|/dev/", place):
+    if _is_device(place):
         _allow(settings, ("format", "size", "fps"), text)
         return Camera(place, int(place) if place.isdigit() else place, cv2.CAP_V4L2, _camera_settings(settings))
     path = Path(place)
@@ -98,6 +98,15 @@ def parse_source(text: str) -> Source:
             "check the name",
         )
     return VideoFile(place)
+
+
+def is_moving(text: str) -> bool:
+    """Whether ``text`` is written like a source that moves, neither like one picture nor like a plain folder."""
+    place, settings = _settings(text)
+    path = Path(place)
+    pattern = not path.exists() and bool(re.search(r"[*?]|%0?\d*d", path.name))
+    written = bool(re.search(r"\s!\s", text)) or (place.split("://")[0].lower() in SCHEMES and "://" in place)
+    return written or bool(settings) or pattern or _is_device(place) or path.suffix.lower() in VIDEOS
 
 
 def without_secret(url: str) -> str:
@@ -255,6 +264,10 @@ class Camera:
 def has_gstreamer() -> bool:
     """Whether OpenCV was built with GStreamer."""
     return bool(re.search(r"GStreamer:\s+YES", cv2.getBuildInformation()))
+
+
+def _is_device(place: str) -> bool:
+    return place.startswith("/dev/") or (place.isdigit() and not Path(place).exists())
 
 
 def _fourcc(text: str) -> int:

@@ -10,47 +10,136 @@ import typer
 
 from duskfuse.cli.application import app
 from duskfuse.cli.options import Json, Out, Overwrite, Threads
-from duskfuse.cli.verb import EXIT_FAILED, choice, show, verb
+from duskfuse.cli.verb import EXIT_FAILED, choice, refuse, show, verb
 
 if TYPE_CHECKING:
     from duskfuse.data.reading import Reading
 
 PANEL = "Use"
+_INFRARED = "How infrared is read"
+_MOVING = "Videos, sequences and cameras"
+_SHOWN = ("frames", "seconds", "fps", "paired", "alone", "unpaired", "dropped", "skew_ms")
 
 
 @app.command("fuse", rich_help_panel=PANEL)
 def fuse_command(
-    ir: Annotated[Path, typer.Option(help="Infrared picture or folder.", show_default=False)],
-    vis: Annotated[Path, typer.Option(help="Visible picture or folder.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Picture or folder to write.", show_default=False)],
+    ir: Annotated[
+        str, typer.Option(help="Infrared: picture, folder, video, sequence, camera or URL.", show_default=False)
+    ],
+    vis: Annotated[str, typer.Option(help="Visible: the same.", show_default=False)],
+    out: Annotated[
+        list[str] | None,
+        typer.Option(help="Picture, folder, .mp4 or .mkv to write, or RTSP URL; repeatable.", show_default=False),
+    ] = None,
     model: Annotated[str, typer.Option(help="Zoo name, checkpoint or ONNX file.")] = "edge",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
     thermal_range: Annotated[
         str | None,
-        typer.Option(metavar="LOW:HIGH", help="Stored infrared values that become 0 and 1.", show_default=False),
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Stored infrared values that become 0 and 1.",
+            show_default=False,
+            rich_help_panel=_INFRARED,
+        ),
     ] = None,
     percentiles: Annotated[
         str | None,
-        typer.Option(metavar="LOW:HIGH", help="Scale each infrared picture by these, 0 to 100.", show_default=False),
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Scale each infrared picture by these, 0 to 100.",
+            show_default=False,
+            rich_help_panel=_INFRARED,
+        ),
     ] = None,
-    black_hot: Annotated[bool, typer.Option("--black-hot", help="The infrared camera shows heat dark.")] = False,
+    black_hot: Annotated[
+        bool, typer.Option("--black-hot", help="The infrared camera shows heat dark.", rich_help_panel=_INFRARED)
+    ] = False,
     resize_ir: Annotated[
-        bool, typer.Option("--resize-ir", help="Resize infrared pictures to the visible size.")
+        bool,
+        typer.Option("--resize-ir", help="Resize infrared pictures to the visible size.", rich_help_panel=_INFRARED),
     ] = False,
     homography: Annotated[
-        Path | None, typer.Option(help="JSON file that maps infrared to visible pixels.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="JSON file that maps infrared to visible pixels.", show_default=False, rich_help_panel=_INFRARED
+        ),
     ] = None,
     reading: Annotated[
-        Path | None, typer.Option(help="YAML file with these settings; options go before it.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="YAML file with these settings; options go before it.", show_default=False, rich_help_panel=_INFRARED
+        ),
     ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    max_skew: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Between the two frames of a pair at most; 0.06.",
+            show_default=False,
+            rich_help_panel=_MOVING,
+        ),
+    ] = None,
+    offset: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Added to infrared times.", show_default=False, rich_help_panel=_MOVING),
+    ] = None,
+    show_window: Annotated[bool, typer.Option("--show", help="Show a window.", rich_help_panel=_MOVING)] = False,
+    web: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Show a web page, on this machine only unless HOST says otherwise.",
+            show_default=False,
+            rich_help_panel=_MOVING,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Infrared, visible and fused side by side.", rich_help_panel=_MOVING)
+    ] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Write rate and skew on the picture.", rich_help_panel=_MOVING)
+    ] = False,
+    stats: Annotated[
+        Path | None,
+        typer.Option(help="JSON file for the statistics.", show_default=False, rich_help_panel=_MOVING),
+    ] = None,
 ) -> None:
-    """Fuse one pair, or two folders matched by name."""
+    """Fuse one pair, two folders matched by name, or two videos, sequences, cameras or streams matched by time."""
     with verb(as_json):
         from duskfuse.export.fuse import fuse
+        from duskfuse.export.fuse_live import fuse_live, wants_live
 
         how = _reading(reading, thermal_range, percentiles, black_hot, resize_ir, homography)
-        report = fuse(ir, vis, out, model=model, overwrite=overwrite, reading=how)
+        places = out or []
+        if wants_live(ir, vis, places, views=show_window or web is not None):
+            times = {"max_skew": max_skew, "offset": offset}
+            state = fuse_live(
+                ir,
+                vis,
+                places,
+                model=model,
+                reading=how,
+                show=show_window,
+                web=web,
+                stats=stats,
+                compare=compare,
+                overlay=overlay,
+                overwrite=overwrite,
+                quiet=as_json,
+                **{name: value for name, value in times.items() if value is not None},
+            )
+            show(state if as_json else {key: state[key] for key in _SHOWN}, as_json)
+            if state["interrupted"] and not state["live"]:
+                raise KeyboardInterrupt
+            return
+        moving = {"--max-skew": max_skew, "--offset": offset, "--show": show_window, "--web": web, "--stats": stats}
+        for name, value in {**moving, "--compare": compare, "--overlay": overlay}.items():
+            if value not in (None, False):
+                refuse(f"{name} with pictures", rule="it is for videos, sequences and cameras")
+        if len(places) != 1:
+            refuse(f"{len(places)} outputs", rule="pictures have one", remedy="give --out once")
+        report = fuse(Path(ir), Path(vis), Path(places[0]), model=model, overwrite=overwrite, reading=how)
         show(report.to_json(), as_json)
 
 
