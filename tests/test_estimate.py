@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from duskfuse.cli import app
 from duskfuse.data.errors import InputError
+from duskfuse.export.estimate.depths import convolution_depths
 from duskfuse.export.estimate.estimate import LABEL, estimate
 from duskfuse.export.estimate.fit import fit_device, fit_published
 from duskfuse.export.estimate.graphs import open_graph
@@ -23,6 +24,7 @@ from duskfuse.export.estimate.modules import MODULES, module_named
 from duskfuse.export.estimate.recording import FittedModule, Recording, latencies, read_measured
 from duskfuse.export.estimate.roofline import BAND, PUBLISHED, Bound, Constants, kernel_times
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, save_graph
+from duskfuse.export.quantise import with_qdq
 from duskfuse.students.unet import UNetStudent
 
 ORIN = module_named("orin-nano-8gb-super")
@@ -209,6 +211,25 @@ def test_quantised_files_say_themselves_which_layers_are_int8() -> None:
     assert kernels["Conv>c"].bytes == 32 * 40 * 60 + 2 * 32 * 40 * 60 + 32 * 32
 
 
+def test_a_quantised_student_has_the_kernels_that_are_expected_of_it() -> None:
+    """What INT8 is taken to be before there is a file equals a file that the exporter writes."""
+    nano = open_graph("nano", "96x64").model
+    inner = {name for name, (head, tail) in convolution_depths(nano).items() if head > 1 and tail > 1}
+    weights = [node.input[1] for node in nano.graph.node if node.name in inner]
+    scales = {name.removeprefix("student.").removesuffix(".weight"): 2**-7 for name in weights}
+    quantised = read_kernels(with_qdq(nano, scales), Precision.INT8)
+    expected = read_kernels(nano, Precision.INT8)
+    assert any(kernel.int8 for kernel in expected.kernels)
+    for count in (
+        lambda work: len(work.kernels),
+        lambda work: sum(kernel.int8 for kernel in work.kernels),
+        lambda work: sum(kernel.padded_macs for kernel in work.kernels),
+        lambda work: sum(kernel.bytes for kernel in work.kernels),
+        lambda work: work.weight_bytes,
+    ):
+        assert count(quantised) == count(expected)
+
+
 def test_multiply_adds_of_a_student_are_those_of_its_convolutions(unet: onnx.ModelProto) -> None:
     """Slow reference: every convolution's weight times the pixels of its output."""
     inferred = onnx.shape_inference.infer_shapes(unet).graph
@@ -286,6 +307,22 @@ def test_a_profile_gives_back_the_constants_it_was_made_with(files: Path, tmp_pa
     assert found.dense_efficiency == pytest.approx(KNOWN.dense_efficiency, rel=0.03)
     assert found.bandwidth_efficiency == pytest.approx(KNOWN.bandwidth_efficiency, rel=0.03)
     assert found.kernel_us == pytest.approx(KNOWN.kernel_us, rel=0.03)
+
+
+def test_a_profile_with_noise_gives_them_back_roughly(files: Path, tmp_path: Path) -> None:
+    kernels = read_kernels(open_graph(files / "any.onnx", "320x240").model, Precision.FP16).kernels
+    path = write_profile(tmp_path / "profile.json", kernels, KNOWN)
+    count, *layers = json.loads(path.read_text())
+    random = np.random.default_rng(3)
+    for layer in layers:
+        layer["medianMs"] *= float(np.exp(random.normal(0, 0.2)))
+    path.write_text(json.dumps([count, *layers]))
+    recording = read_measured(path)
+    assert isinstance(recording, Recording)
+    found = fit_device(latencies(recording, kernels, ORIN))
+    assert kernel_times(kernels, ORIN, found).total == pytest.approx(recording.total_ms, rel=0.05)
+    for name in ("dense_efficiency", "bandwidth_efficiency", "kernel_us"):
+        assert getattr(found, name) == pytest.approx(getattr(KNOWN, name), rel=0.3)
 
 
 def write_profile(path: Path, kernels: tuple[Kernel, ...], constants: Constants) -> Path:

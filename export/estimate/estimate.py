@@ -101,48 +101,45 @@ class EstimateReport:
         return asdict(self)
 
     def tables(self) -> list[Table]:
-        """Return the ranking and the slowest layers, for a terminal."""
-        return [self._ranking(), self._slowest()]
+        """Return a ranking for each module and the slowest kernels on the first, for a terminal."""
+        modules = dict.fromkeys(row.module for row in self.estimates)
+        return [*(self._ranking(module) for module in modules), self._slowest(next(iter(modules)))]
 
-    def _ranking(self) -> Table:
+    def _ranking(self, module: str) -> Table:
         from rich.table import Table
 
+        rows = [row for row in self.estimates if row.module == module]
+        source = "published latencies" if rows[0].constants == "published" else rows[0].constants
         table = Table(
-            title=f"{LABEL.capitalize()}: milliseconds and pictures per second, batch 1, band ×{self.band:g} both ways",
-            caption="Network alone on the GPU. Memory: weights and maps; CUDA, TensorRT and cameras come on top.",
+            title=f"{module}, {rows[0].module_memory_gb:g} GB: {LABEL} (band ×{self.band:g} both ways)",
+            caption=f"The network alone, batch 1; constants from {source}. MB: weights and maps, no CUDA or TensorRT.",
         )
-        for name in ("module", "model", "size", "precision"):
-            table.add_column(name, overflow="fold")
-        for name in ("ms", "per second", "memory"):
+        table.add_column("model", overflow="fold")
+        table.add_column("precision")
+        for name in ("ms", "per second", "MB"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("limited by")
-        module = None
-        for row in self.estimates:
-            if module not in (None, row.module):
-                table.add_section()
-            module = row.module
-            memory = f"{row.memory_mb:.0f} MB of {row.module_memory_gb:g} GB"
-            limit = f"{row.bound} {row.shares[row.bound]:.0%}"
+        table.add_column("limited by", no_wrap=True)
+        for row in rows:
+            figures = row.ms.text(1), row.per_second.text(0), f"{row.memory_mb:.0f}"
             table.add_row(
-                *(row.module, row.model, row.size, row.precision, row.ms.text(1), row.per_second.text(0), memory, limit)
+                f"{row.model} {row.size}", row.precision, *figures, f"{row.bound} {row.shares[row.bound]:.0%}"
             )
         return table
 
-    def _slowest(self) -> Table:
+    def _slowest(self, module: str) -> Table:
         from rich.table import Table
 
-        first = self.estimates[0].module
-        table = Table(title=f"Slowest kernels on {first} ({LABEL})")
+        table = Table(title=f"Slowest kernels on {module}: {LABEL}")
         for name in ("model", "precision", "kernel"):
             table.add_column(name, overflow="fold")
         for name in ("ms", "share"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("limited by")
-        for row in (row for row in self.estimates if row.module == first):
+        table.add_column("limited by", no_wrap=True)
+        for row in (row for row in self.estimates if row.module == module):
             for kernel in row.slowest[:3]:
-                table.add_row(
-                    row.model, row.precision, kernel.name, f"{kernel.ms:.2f}", f"{kernel.share:.0%}", kernel.bound
-                )
+                first, *more = kernel.name.split(" + ")
+                name = f"{first} and {len(more)} more" if more else first
+                table.add_row(row.model, row.precision, name, f"{kernel.ms:.2f}", f"{kernel.share:.0%}", kernel.bound)
             table.add_section()
         return table
 
