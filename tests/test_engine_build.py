@@ -49,7 +49,7 @@ def test_every_release_builds_every_precision(
     device: StandInDevice, files: dict[str, Path], tmp_path: Path, precision: str
 ) -> None:
     engine = tmp_path / "made" / "nano.engine"
-    record = build_engine(files[precision], engine, cuda=device.cuda, progress=lambda _: None)
+    record = build_engine(files[precision], engine, device=device.cuda.device, progress=lambda _: None)
     assert sorted(path.name for path in engine.parent.iterdir()) == ["nano.engine", "nano.engine.json", "timing-cache"]
     assert record == read_record(engine)
     assert record.onnx_sha256 == sha256(files[precision].read_bytes())
@@ -63,7 +63,7 @@ def test_every_release_builds_every_precision(
 def test_flags_follow_what_a_release_can_do(
     device: StandInDevice, files: dict[str, Path], tmp_path: Path, precision: str
 ) -> None:
-    record = build_engine(files[precision], tmp_path / "e", cuda=device.cuda, progress=lambda _: None)
+    record = build_engine(files[precision], tmp_path / "e", device=device.cuda.device, progress=lambda _: None)
     at, release = RELEASES.index(device.trt.__version__), device.trt.__version__
     if release.startswith("11"):
         assert (record.network_flags, record.builder_flags) == ([], [])
@@ -74,18 +74,18 @@ def test_flags_follow_what_a_release_can_do(
 
 
 def test_a_range_of_sizes_becomes_a_profile(device: StandInDevice, files: dict[str, Path], tmp_path: Path) -> None:
-    record = build_engine(files["any"], tmp_path / "e", cuda=device.cuda, progress=lambda _: None, sizes=RANGE)
+    record = build_engine(files["any"], tmp_path / "e", device=device.cuda.device, progress=lambda _: None, sizes=RANGE)
     assert record.sizes == ["48x32", "64x48", "96x64"]
     (profile,) = device.trt._configs[-1].profiles
     assert profile.shapes == {name: [(1, 1, 32, 48), (1, 1, 48, 64), (1, 1, 64, 96)] for name in ("ir", "vis_y")}
 
 
 def test_the_second_build_measures_nothing(device: StandInDevice, files: dict[str, Path], tmp_path: Path) -> None:
-    build_engine(files["fp32"], tmp_path / "a.engine", cuda=device.cuda, progress=lambda _: None)
+    build_engine(files["fp32"], tmp_path / "a.engine", device=device.cuda.device, progress=lambda _: None)
     assert "Conv" in device.trt._timed
     device.trt._timed.clear()
     said: list[str] = []
-    build_engine(files["fp32"], tmp_path / "b.engine", cuda=device.cuda, progress=said.append)
+    build_engine(files["fp32"], tmp_path / "b.engine", device=device.cuda.device, progress=said.append)
     assert not device.trt._timed
     (cache,) = (tmp_path / "timing-cache").iterdir()
     assert cache.name == f"Orin-sm8.7-8-tensorrt{device.trt.__version__}.cache"
@@ -95,12 +95,12 @@ def test_the_second_build_measures_nothing(device: StandInDevice, files: dict[st
 def test_a_timing_cache_of_another_gpu_is_not_used(
     newest: StandInDevice, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    build_engine(files["fp32"], tmp_path / "a.engine", cuda=newest.cuda, progress=lambda _: None)
+    build_engine(files["fp32"], tmp_path / "a.engine", device=newest.cuda.device, progress=lambda _: None)
     (cache,) = (tmp_path / "timing-cache").iterdir()
     cache.write_bytes(cache.read_bytes().replace(b"Orin", b"Thor"))
     newest.trt._timed.clear()
     said: list[str] = []
-    build_engine(files["fp32"], tmp_path / "b.engine", cuda=newest.cuda, progress=said.append)
+    build_engine(files["fp32"], tmp_path / "b.engine", device=newest.cuda.device, progress=said.append)
     assert any("starting anew" in line for line in said)
     assert "Conv" in newest.trt._timed
     assert b"Orin" in cache.read_bytes()
@@ -125,7 +125,7 @@ def test_memory_is_limited(
 ) -> None:
     device.cuda.device = device.cuda.device._replace(memory_mib=memory_mib)
     said: list[str] = []
-    build_engine(files["fp32"], tmp_path / "e", cuda=device.cuda, progress=said.append, **arguments)
+    build_engine(files["fp32"], tmp_path / "e", device=device.cuda.device, progress=said.append, **arguments)
     if device.trt.__version__ == "8.5" and "memory_mib" in arguments:
         pools = {"WORKSPACE": 512}
         assert any("limits only the workspace" in line for line in said)
@@ -136,7 +136,7 @@ def test_progress_is_reported_where_the_release_can(
     device: StandInDevice, files: dict[str, Path], tmp_path: Path
 ) -> None:
     said: list[str] = []
-    build_engine(files["fp32"], tmp_path / "e", cuda=device.cuda, progress=said.append)
+    build_engine(files["fp32"], tmp_path / "e", device=device.cuda.device, progress=said.append)
     reported = any("Building Engine" in line for line in said)
     assert reported == (not device.trt.__version__.startswith("8"))
     assert all(line.lstrip().split(" s  ")[0].replace(".", "").isdigit() for line in said)
@@ -157,7 +157,7 @@ def test_a_silent_release_gives_signs_of_life(
     build_engine(
         files["fp32"],
         tmp_path / "e",
-        cuda=oldest.cuda,
+        device=oldest.cuda.device,
         progress=lambda line: alive.set() if "still building" in line else None,
     )
 
@@ -170,14 +170,14 @@ def test_an_interrupt_during_a_report_ends_the_build_cleanly(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(files["fp32"], tmp_path / "e", cuda=newest.cuda, progress=impatient)
+        build_engine(files["fp32"], tmp_path / "e", device=newest.cuda.device, progress=impatient)
     assert not (tmp_path / "e").exists()
 
 
 def test_the_parser_s_errors_name_the_node(device: StandInDevice, files: dict[str, Path], tmp_path: Path) -> None:
     device.trt._refused_node = 3
     with pytest.raises(DeviceInputError) as caught:
-        build_engine(files["fp32"], tmp_path / "e", cuda=device.cuda, progress=lambda _: None)
+        build_engine(files["fp32"], tmp_path / "e", device=device.cuda.device, progress=lambda _: None)
     message = str(caught.value)
     node = onnx.load(files["fp32"]).graph.node[3]
     assert f"node 3 {node.name!r} ({node.op_type}): Assertion failed" in message
@@ -190,18 +190,18 @@ def test_too_little_memory_has_a_remedy_and_leaves_nothing(
 ) -> None:
     device.trt._out_of_memory = True
     with pytest.raises(DeviceError, match=r"did not suffice.*add swap, or give --workspace 256"):
-        build_engine(files["fp32"], tmp_path / "e", cuda=device.cuda, progress=lambda _: None)
+        build_engine(files["fp32"], tmp_path / "e", device=device.cuda.device, progress=lambda _: None)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_older_engine_stays_where_a_new_build_fails(
     newest: StandInDevice, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    build_engine(files["fp32"], tmp_path / "e", cuda=newest.cuda, progress=lambda _: None)
+    build_engine(files["fp32"], tmp_path / "e", device=newest.cuda.device, progress=lambda _: None)
     before = (tmp_path / "e").read_bytes()
     newest.trt._out_of_memory = True
     with pytest.raises(DeviceError):
-        build_engine(files["fp32"], tmp_path / "e", cuda=newest.cuda, progress=lambda _: None)
+        build_engine(files["fp32"], tmp_path / "e", device=newest.cuda.device, progress=lambda _: None)
     assert (tmp_path / "e").read_bytes() == before
     assert read_record(tmp_path / "e").engine_sha256 == sha256(before)
 
@@ -210,7 +210,7 @@ def test_dla_is_an_experiment_with_half_precision_and_one_size(
     device: StandInDevice, files: dict[str, Path], tmp_path: Path
 ) -> None:
     said: list[str] = []
-    build = {"cuda": device.cuda, "progress": said.append, "dla_core": 1}
+    build = {"device": device.cuda.device, "progress": said.append, "dla_core": 1}
     if device.trt.__version__.startswith("10"):
         with pytest.raises(DeviceInputError, match="DLA core 1"):
             build_engine(files["fp16"], tmp_path / "e", **build)
@@ -227,7 +227,7 @@ def test_dla_is_an_experiment_with_half_precision_and_one_size(
 def test_wrong_files_and_options(newest: StandInDevice, files: dict[str, Path], tmp_path: Path) -> None:
     def refused(match: str, path: Path, **arguments: Any) -> None:
         with pytest.raises(DeviceInputError, match=match):
-            build_engine(path, tmp_path / "e", cuda=newest.cuda, progress=lambda _: None, **arguments)
+            build_engine(path, tmp_path / "e", device=newest.cuda.device, progress=lambda _: None, **arguments)
 
     refused("No such file", tmp_path / "none.onnx")
     cut = tmp_path / "cut.onnx"
@@ -253,7 +253,7 @@ def test_the_release_of_jetson_linux_is_recorded(
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
     monkeypatch.setattr(engine_record, "_L4T_FILE", release)
     assert l4t_release() == "36.4.3"
-    record = build_engine(files["fp32"], tmp_path / "e", cuda=newest.cuda, progress=lambda _: None)
+    record = build_engine(files["fp32"], tmp_path / "e", device=newest.cuda.device, progress=lambda _: None)
     assert record.l4t == "36.4.3"
     monkeypatch.setattr(engine_record, "_L4T_FILE", tmp_path / "none")
     assert l4t_release() is None
@@ -278,6 +278,6 @@ def test_command_line(
 
 def test_the_engine_lies_beside_its_file_by_default(newest: StandInDevice, tmp_path: Path) -> None:
     files = write_files(tmp_path)
-    build_engine(files["fp32"], cuda=newest.cuda, progress=lambda _: None)
+    build_engine(files["fp32"], device=newest.cuda.device, progress=lambda _: None)
     assert (tmp_path / "fp32.engine").is_file()
     assert (tmp_path / "fp32.engine.json").is_file()

@@ -52,7 +52,7 @@ def discrete(monkeypatch: pytest.MonkeyPatch) -> StandInDevice:
 
 def built(device: StandInDevice, onnx_path: Path, folder: Path, **arguments: Any) -> Path:
     engine = folder / "e.engine"
-    build_engine(onnx_path, engine, cuda=device.cuda, progress=lambda _: None, **arguments)
+    build_engine(onnx_path, engine, device=device.cuda.device, progress=lambda _: None, **arguments)
     return engine
 
 

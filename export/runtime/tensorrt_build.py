@@ -65,7 +65,7 @@ def build_engine(
     sizes: Optional[SizeRange] = None,
     dla_core: Optional[int] = None,
     progress: Optional[Progress] = None,
-    cuda: Optional[Cuda] = None,
+    device: Optional[Device] = None,
 ) -> EngineRecord:
     """Build the engine of an exported file and write it with its record; nothing is left behind by a failure.
 
@@ -79,27 +79,27 @@ def build_engine(
         sizes: for a file that takes any size.
         dla_core: experiment: put what it can onto this deep learning accelerator, the rest onto the GPU.
         progress: is given one line at a time, with the seconds since the start.
-        cuda: the GPU, by default the one CUDA names.
+        device: the GPU, by default the one CUDA names.
 
     Raises:
         DeviceInputError: the file or an option is wrong, or the parser refuses the network.
         DeviceError: no TensorRT, no GPU, or the build failed.
     """
-    trt, cuda = import_tensorrt(), cuda or Cuda()
+    trt, device = import_tensorrt(), device or Cuda().device
     say = _with_time(progress or _to_stderr)
     started = time.monotonic()
     engine_path = engine_path or onnx_path.with_suffix(".engine")
     content, header = _read(onnx_path)
     precision = _checked_precision(header, onnx_path.name, sizes, dla_core)
     plan = chosen_flags(trt, precision, dla=dla_core is not None)
-    say(f"TensorRT {trt.__version__} on {cuda.device.name}; {onnx_path.name}, {precision}, flags: {_flag_text(plan)}")
+    say(f"TensorRT {trt.__version__} on {device.name}; {onnx_path.name}, {precision}, flags: {_flag_text(plan)}")
     build = _Build(trt, say)
     network = build.parse(content, header, onnx_path.name, plan)
     config = build.config(plan)
-    _limit_memory(trt, config, cuda.device, workspace_mib, memory_mib, say)
+    _limit_memory(trt, config, device, workspace_mib, memory_mib, say)
     _add_profile(build.builder, config, header, sizes)
     _use_dla(trt, build.builder, config, dla_core, say)
-    cache = _TimingCache(timing_cache or engine_path.parent / "timing-cache", trt.__version__, cuda.device)
+    cache = _TimingCache(timing_cache or engine_path.parent / "timing-cache", trt.__version__, device)
     cache.load(config, say)
     engine = build.run(network, config)
     cache.save(config)
@@ -108,9 +108,9 @@ def build_engine(
         onnx_sha256=sha256(content),
         engine_sha256=sha256(engine),
         tensorrt=trt.__version__,
-        gpu=cuda.device.name,
-        compute_capability=cuda.device.compute_capability,
-        multiprocessors=cuda.device.multiprocessors,
+        gpu=device.name,
+        compute_capability=device.compute_capability,
+        multiprocessors=device.multiprocessors,
         l4t=l4t_release(),
         precision=precision,
         network_flags=plan.network_flags,
