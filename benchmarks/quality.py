@@ -1,10 +1,12 @@
-"""Students beside published methods and trivial rules: fusion metrics, mean ranks, and how people stand out at night.
+"""Students beside published methods and trivial rules: metrics, mean ranks, steps, and people at night.
 
     python benchmarks/quality.py unet edge runs/x/student.safetensors --val VAL --published FILE --detect DETECT
 
 FILE is JSON: method → metric → mean over VAL. DETECT has boxes of people (class 0). Contrast is the mean luminance in a
 person's box (of at least 200 pixels) minus that of the ring around it (half a box wider and a quarter higher on each
-side, other boxes left out), in grey levels, over the pairs whose visible picture is dark.
+side, other boxes left out), in grey levels, over the pairs whose visible picture is dark. Steps are the mean difference
+of pixels on two sides of a border between blocks of 4×4, over that of pixels inside: 1 where no grid is to be seen;
+pictures that were compressed have one themselves.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from duskfuse.data.pair_files import PairFiles, read_boxes
 from duskfuse.evaluate.fusers import Fuser, open_fuser
 from duskfuse.evaluate.metrics import SourceStatistics, fusion_metrics
 from duskfuse.evaluate.source_pictures import SourcePictures
+from duskfuse.evaluate.statistics import summarise
 
 METRICS = ("EN", "SD", "SF", "AG", "MI", "SCD", "CC", "VIF", "VIFF", "Qabf", "Nabf", "SSIM", "Qcb", "Qcv")
 LOWER_IS_BETTER = frozenset({"Nabf", "Qcv"})
@@ -35,6 +38,7 @@ DARK = 80.0
 """Mean grey level of the visible picture below which a pair counts as night."""
 SMALLEST_BOX = 200
 PERSON = 0
+BLOCK = 4
 
 Grey = NDArray[np.uint8]
 Fuse = Callable[[SourcePictures], Grey]
@@ -55,11 +59,15 @@ def main() -> None:
     fuses = {_named(model): _fuse(open_fuser(model)) for model in arguments.models}
     result: dict[str, Any] = {}
     if arguments.val:
-        rows = mean_scores(fuses, arguments.val)
+        columns = scores_of_pairs(fuses, arguments.val)
+        rows = {name: {m: fmean(values) for m, values in column.items()} for name, column in columns.items()}
         published = json.loads(arguments.published.read_text(encoding="utf-8")) if arguments.published else {}
         rows = {name: row for name, row in published.items() if isinstance(row, dict)} | rows
         result["scores"], result["mean_rank"] = rows, mean_ranks(rows)
+        result["intervals"] = {name: _intervals(column) for name, column in columns.items()}
+        result["block_steps"] = block_steps(fuses, arguments.val)
         print(table(rows))
+        print("\nsteps between blocks: " + ", ".join(f"{k} {v:.3f}" for k, v in result["block_steps"].items()))
     if arguments.detect:
         result["night_contrast"] = night_contrast(fuses, arguments.detect)
         print("\npeople at night, grey levels above their surroundings:")
@@ -77,15 +85,43 @@ def _fuse(fuser: Fuser) -> Fuse:
     return lambda sources: to_u8(fuser.fuse(sources.ir, sources.vis_u8.astype(np.float32) / 255))
 
 
-def mean_scores(fuses: Mapping[str, Fuse], val: Path) -> dict[str, dict[str, float | None]]:
-    """Mean of every metric over the pairs, by method."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in fuses}
+def scores_of_pairs(fuses: Mapping[str, Fuse], val: Path) -> dict[str, dict[str, list[float]]]:
+    """Every metric of every pair, by method."""
+    found: dict[str, dict[str, list[float]]] = {name: {metric: [] for metric in METRICS} for name in fuses}
     for files in find_pairs(val):
         sources = SourcePictures(files)
         statistics = SourceStatistics(sources.ir_u8, sources.vis_u8)
         for name, fuse in fuses.items():
-            found[name].append(fusion_metrics(statistics, fuse(sources), METRICS))
-    return {name: {m: fmean(row[m] for row in rows) for m in METRICS} for name, rows in found.items()}
+            for metric, value in fusion_metrics(statistics, fuse(sources), METRICS).items():
+                found[name][metric].append(value)
+    return found
+
+
+def _intervals(column: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """95 % intervals of the means over the pairs."""
+    return {
+        m: list(summary.interval or ()) for m, summary in zip(column, summarise(list(column.values())), strict=True)
+    }
+
+
+def block_steps(fuses: Mapping[str, Fuse], val: Path) -> dict[str, float]:
+    """Mean over the pairs of how much stronger differences are between blocks than inside, for every method."""
+    every = {"maximum": lambda s: np.maximum(s.ir_u8, s.vis_u8)} | dict(fuses)
+    found: dict[str, list[float]] = {name: [] for name in every}
+    for files in find_pairs(val):
+        sources = SourcePictures(files)
+        for name, fuse in every.items():
+            found[name].append(_steps(fuse(sources).astype(np.float64)))
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def _steps(picture: NDArray[np.float64]) -> float:
+    between, inside = [], []
+    for differences in (np.abs(np.diff(picture, axis=1)), np.abs(np.diff(picture, axis=0)).T):
+        border = np.arange(differences.shape[1]) % BLOCK == BLOCK - 1
+        between.append(differences[:, border].mean())
+        inside.append(differences[:, ~border].mean())
+    return float(sum(between) / sum(inside))
 
 
 def mean_ranks(rows: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:

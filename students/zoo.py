@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import EnumType, StrEnum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import JsonValue, TypeAdapter
 from torch import nn
@@ -14,6 +14,9 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.weights import ModelCard, load_weights, read_card
 from duskfuse.students import edge, mobile, unet
 from duskfuse.students.fold import fold_batchnorm
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the packaged weights, ``<name>.safetensors``."""
@@ -101,6 +104,38 @@ def list_models() -> dict[str, dict[str, JsonValue]]:
     return {name.value: _described(WEIGHTS / f"{name}.safetensors") for name in ModelName}
 
 
+_COLUMNS = {
+    "MMACs_640x480": ("MMACs", "{:,.0f}"),
+    "times_faster_than_unet_640x480": ("speed", "{:.0f}×"),
+    "VIF": ("VIF", "{:.3f}"),
+    "Qabf": ("Qabf", "{:.3f}"),
+    "SSIM": ("SSIM", "{:.3f}"),
+    "Nabf": ("Nabf↓", "{:.3f}"),
+    "night_contrast": ("night", "{:.1f}"),
+}
+"""Metrics of the card that help to choose: their heading and how they are written."""
+
+
+def models_table(models: Mapping[str, Mapping[str, JsonValue]]) -> Table:
+    """Show what each model of `list_models` costs and how good its pictures are, for a terminal."""
+    from rich.table import Table
+
+    table = Table("model", "size", *(heading for heading, _ in _COLUMNS.values()), title="Packaged students")
+    for name, model in models.items():
+        if not model["installed"]:
+            table.add_row(name, "not in this installation")
+            continue
+        metrics = TypeAdapter(dict[str, float]).validate_python(model["metrics"])
+        cells = [form.format(metrics[key]) if key in metrics else "–" for key, (_, form) in _COLUMNS.items()]
+        table.add_row(name, f"{TypeAdapter(int).validate_python(model['parameters']) / 1000:.0f} k", *cells)
+    table.caption = (
+        f"{DEFAULT} is the default. Size: parameters. MMACs and speed (against unet, ONNX Runtime, one CPU thread) at "
+        "640×480. Scores: means over held-out pairs. Night: grey levels of people above their surroundings. The cards "
+        "beside the weights say more."
+    )
+    return table
+
+
 def _described(packaged: Path) -> dict[str, JsonValue]:
     if not packaged.is_file():
         return {"installed": False}
@@ -111,6 +146,7 @@ def _described(packaged: Path) -> dict[str, JsonValue]:
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
         "colour": card.colour,
         "version": card.version,
+        "metrics": dict(card.metrics),
         "training_data": card.training_data,
         "licence": card.licence,
     }

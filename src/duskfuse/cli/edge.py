@@ -274,11 +274,12 @@ def estimate_command(
 
 @app.command("models", rich_help_panel=PANEL)
 def models_command(as_json: Json = False) -> None:
-    """List the packaged students."""
+    """List the packaged students with what they cost and how good their pictures are."""
     with verb(as_json):
-        from duskfuse.students.zoo import list_models
+        from duskfuse.students.zoo import list_models, models_table
 
-        show(list_models(), as_json)
+        models = list_models()
+        show(models, as_json, [models_table(models)])
 
 
 def _reading(
