@@ -91,6 +91,16 @@ def test_a_person_as_bright_as_the_infrared_has_it_costs_nothing():
     assert float(thermal_contrast(FusionOutput(vis_y), context_of(flat, vis_y))) == pytest.approx(0, abs=1e-6)
 
 
+def test_before_a_white_sky_no_contrast_is_asked_for():
+    ir, white = torch.full((1, 1, 96, 128), 0.3), torch.ones(1, 1, 96, 128)
+    ir[..., 40:60, 60:68] = 0.9
+    assert float(thermal_contrast(FusionOutput(white), context_of(ir, white))) == pytest.approx(0, abs=1e-6)
+    grey = 0.5 * white
+    at_dusk = float(thermal_contrast(FusionOutput(grey), context_of(ir, grey)))
+    at_night = float(thermal_contrast(FusionOutput(0 * white), context_of(ir, 0 * white)))
+    assert at_dusk == pytest.approx(at_night / 2)
+
+
 @pytest.mark.parametrize("size", [(4, 4), (7, 61), (33, 20)])
 def test_contrast_of_any_size(size: tuple[int, int]):
     torch.manual_seed(0)

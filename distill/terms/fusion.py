@@ -54,14 +54,17 @@ CONTRAST_SIGMA = 12.0
 
 
 def thermal_contrast(fused: FusionOutput, context: BatchContext) -> Tensor:
-    """Hot things stand out as in the infrared: mean over the picture of w · relu(D(ir) − D(o)), w = relu(D(ir)) / max.
+    """Hot things stand out as in the infrared: mean over the picture of w · relu(D(ir) − D(o)).
 
-    D(x) is x minus its Gaussian mean: how much a place is brighter than its surroundings. A fused picture may be
-    brighter or darker as a whole, as long as the person is as much brighter than what is around as the infrared has it.
+    D(x) = x − S(x), with S(x) the Gaussian mean, is how much a place is brighter than its surroundings. A fused picture
+    may be brighter or darker as a whole, as long as the person is as much brighter than what is around as the infrared
+    has it. w = (1 − S(vis)) · relu(D(ir)) / max: before a bright sky nothing can be brighter, and asking for it would
+    darken the sky around every warm roof.
     """
-    wanted = _above_surroundings(context.batch.ir).clamp_min(0)
+    wanted = (context.batch.ir - _surroundings(context.batch.ir)).clamp_min(0)
     weight = wanted / wanted.amax(dim=(1, 2, 3), keepdim=True).clamp_min(_LEAST_CONTRAST)
-    return (weight * (wanted - _above_surroundings(fused.y)).clamp_min(0)).mean()
+    weight = weight * (1 - _surroundings(context.batch.vis_y))
+    return (weight * (wanted - (fused.y - _surroundings(fused.y))).clamp_min(0)).mean()
 
 
 AMPLIFICATION = 1.5
@@ -80,12 +83,12 @@ def invented_edges(fused: FusionOutput, context: BatchContext) -> Tensor:
     return total
 
 
-def _above_surroundings(picture: Tensor) -> Tensor:
-    """A picture minus its mean in Gaussian windows of ``CONTRAST_SIGMA``, computed on a fourth of the pixels a side."""
+def _surroundings(picture: Tensor) -> Tensor:
+    """Mean in Gaussian windows of ``CONTRAST_SIGMA`` around every pixel, computed on a fourth of the pixels a side."""
     small = F.avg_pool2d(picture, 4, ceil_mode=True)
     side = min(_CONTRAST_WINDOW, *(2 * ((n - 1) // 2) + 1 for n in small.shape[-2:]))
     smooth = gaussian_blur2d(small, (side, side), (CONTRAST_SIGMA / 4, CONTRAST_SIGMA / 4), border_type="reflect")
-    return picture - F.interpolate(smooth, size=picture.shape[-2:], mode="bilinear", align_corners=False)
+    return F.interpolate(smooth, size=picture.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def ssim_sources(fused: FusionOutput, context: BatchContext) -> Tensor:
