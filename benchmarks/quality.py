@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(1)
-    fuses = {_named(model): _fuse(open_fuser(model)) for model in arguments.models}
+    fuses = {_named(model): fuse_with(open_fuser(model)) for model in arguments.models}
     result: dict[str, Any] = {}
     if arguments.val:
         columns = scores_of_pairs(fuses, arguments.val)
@@ -81,7 +81,8 @@ def _named(model: str) -> str:
     return f"{path.parent.name}/{path.stem}" if path.suffix else model
 
 
-def _fuse(fuser: Fuser) -> Fuse:
+def fuse_with(fuser: Fuser) -> Fuse:
+    """Fuse sources as 8-bit grey pictures with an opened model."""
     return lambda sources: to_u8(fuser.fuse(sources.ir, sources.vis_u8.astype(np.float32) / 255))
 
 
