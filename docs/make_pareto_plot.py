@@ -78,7 +78,7 @@ def _axes(batches: int) -> list[str]:
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e4e7ec"/>')
         parts.append(_text(LEFT - 10, y + 4, str(rank), anchor="end"))
     parts.append(_text(LEFT, 24, "Mean rank over 14 metrics among eight published methods and itself; 1 is best"))
-    below = f"milliseconds at 640×480, ONNX Runtime, one CPU thread; filled: shipped, rings: designs after {batches} batches"
+    below = f"milliseconds at 640×480 on one CPU thread; filled: shipped, rings: designs after {batches} batches"
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, below, anchor="middle"))
     return parts
 
