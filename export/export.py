@@ -10,8 +10,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ import onnx
 from torch import nn
 
 from duskfuse import __version__
-from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError, VerificationError
 from duskfuse.data.fuser import Colour
 from duskfuse.data.images import file_sha256
@@ -27,6 +26,7 @@ from duskfuse.data.progress import say
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard
 from duskfuse.evaluate.fusers import size_text
+from duskfuse.export.bundle import check_model_name, forget_earlier_bundle, write_archive, write_bundle
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
 from duskfuse.export.int8_drift import DRIFT_FILE, DRIFT_PAGE, summary, write_drift
 from duskfuse.export.lint_finding import Finding
@@ -48,10 +48,6 @@ from duskfuse.students.zoo import WEIGHTS, ModelName, load_student
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-BUNDLE_FILE = "bundle.json"
-VERIFICATION_FILE = "verification.json"
-BUNDLE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -96,6 +92,8 @@ class ExportReport:
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     duskfuse: str = __version__
+    archive: str | None = None
+    """The archive, where one was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -133,8 +131,9 @@ def export(
     calibration: Path | None = None,
     reading: Reading | Path | None = None,
     overwrite: bool = False,
+    archive: bool = False,
 ) -> ExportReport:
-    """Write a student as verified ONNX files with their provenance.
+    """Write a student as a bundle: verified ONNX files with what runs them on the device and their provenance.
 
     Args:
         model: name from the zoo or a student checkpoint.
@@ -148,6 +147,7 @@ def export(
         calibration: data folder of pairs to calibrate and verify with; synthetic scenes where not given.
         reading: how its infrared pictures are read, or a file that says it; by default its ``duskfuse.yaml``.
         overwrite: replace the files of an earlier export.
+        archive: write ``<out>.tar.gz`` too, the same bytes for the same bundle.
 
     Raises:
         InputError: wrong precision, size, model or data; ``out`` not empty.
@@ -164,11 +164,12 @@ def export(
     if dla and isinstance(student, EdgeStudent):
         student = without_depth_to_space(student)
     source = _source_file(model)
+    check_model_name(source.stem)
     origin = f"pairs of {calibration}" if calibration else "synthetic scenes"
     if calibration is None and Precision.INT8 in precisions:
         say("INT8 is calibrated with synthetic scenes; --calibration FOLDER with pairs of your cameras is better")
     out.mkdir(parents=True, exist_ok=True)
-    _forget_earlier_export(out)
+    forget_earlier_bundle(out)
     profile = SizeRange.of(given).texts() if dynamic else {}
     report = ExportReport(str(out), source.stem, file_sha256(source), origin, asdict(card), profile=profile)
     most = MOST_PAIRS if Precision.INT8 in precisions else PICTURES
@@ -178,9 +179,9 @@ def export(
         drifts |= _export_size(student, card, report, precisions, fixed, pairs, dla=dla)
     if drifts:
         write_drift(out, drifts)
-    _write_json(out / VERIFICATION_FILE, {entry.file: asdict(entry.verification) for entry in report.files})
-    _write_json(out / BUNDLE_FILE, {"format": BUNDLE_FORMAT, **report.to_json()})
-    return report
+    content = {key: value for key, value in report.to_json().items() if key not in ("out", "archive")}
+    write_bundle(out, content, (DRIFT_FILE, DRIFT_PAGE) if drifts else ())
+    return replace(report, archive=str(write_archive(out))) if archive else report
 
 
 def _export_size(
@@ -336,20 +337,5 @@ def _refuse_non_empty(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _forget_earlier_export(out: Path) -> None:
-    """Remove the files that an earlier bundle lists, so that none of them stands beside a newer one."""
-    try:
-        listed = [entry["file"] for entry in json.loads((out / BUNDLE_FILE).read_text())["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    for name in (BUNDLE_FILE, VERIFICATION_FILE, DRIFT_FILE, DRIFT_PAGE, *listed):
-        if name == Path(name).name:
-            (out / name).unlink(missing_ok=True)
-
-
 def _source_file(model: str | Path) -> Path:
     return WEIGHTS / f"{model}.safetensors" if model in list(ModelName) else Path(model)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False))

@@ -180,6 +180,6 @@ def test_the_wheel_holds_the_tree_and_nothing_else(tmp_path: Path) -> None:
     expected |= {f"duskfuse/cli/{path.name}" for path in (ROOT / "src" / "duskfuse" / "cli").glob("*.py")}
     expected |= {f"duskfuse/{p.relative_to(ROOT)}" for p in (ROOT / "distill" / "recipes").glob("*.yaml")}
     expected |= {f"duskfuse/evaluate/report_page/{name}" for name in ("browser.html", "page.css", "page.js")}
-    expected.add("duskfuse/export/tensorrt_operators.json")
+    expected |= {"duskfuse/export/LICENSE", "duskfuse/export/tensorrt_operators.json"}
     expected |= {f"duskfuse/{p.relative_to(ROOT)}" for p in (ROOT / "students" / "weights").glob("*") if p.is_file()}
     assert held == expected

@@ -17,6 +17,7 @@ VERBS: Dict[str, Tuple[str, str]] = {
     "fuse": ("fuse_pictures", "fuse a pair of pictures, or two folders of them"),
     "live": ("live", "fuse two cameras, videos or picture sequences as they come"),
     "build": ("tensorrt_build", "build the TensorRT engine of a file, for this device"),
+    "verify": ("verify_bundle", "verify a bundle, or unpack the archive of one"),
 }
 """Verb → (module, help)."""
 

@@ -3,7 +3,7 @@
 Two kinds of exported files exist. Luminance files take ``ir`` and ``vis_y`` ``[1, 1, H, W]`` and give ``fused_y``;
 colour files take ``ir`` and ``vis`` ``[1, 3, H, W]`` RGB and give ``fused_rgb``. All values are float32 in [0, 1].
 
-An engine that TensorRT built on this device from ``NAME.onnx`` lies beside it as ``NAME.engine``, with a sidecar
+An engine that TensorRT built on this device from ``NAME.onnx`` lies beside it as ``NAME.engine``, with its record
 ``NAME.engine.json`` that says what it was built from and where.
 """
 
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Protocol, Tuple, Un
 
 import numpy as np
 
+from .bundle import open_bundle
 from .errors import DeviceError, DeviceInputError
+from .onnx_file import read_onnx
 
 if TYPE_CHECKING:
     import argparse
@@ -80,21 +82,50 @@ class OnnxNetwork:
         return fused if self.rgb else fused[0]
 
 
-def open_network(model: Union[str, Path], backend: Optional[str] = None, threads: Optional[int] = None) -> Network:
-    """Open an exported ``.onnx`` file.
+def open_network(
+    model: Union[str, Path],
+    backend: Optional[str] = None,
+    threads: Optional[int] = None,
+    *,
+    precision: Optional[str] = None,
+    size: Optional[Tuple[int, int]] = None,
+) -> Network:
+    """Open an exported ``.onnx`` file, or a bundle, which is verified first.
 
     ``backend`` is ``tensorrt`` or ``onnxruntime``; where not given, TensorRT where it is installed and an engine was
-    built here for the file, else ONNX Runtime. Raises DeviceInputError or DeviceError where that is not possible.
+    built here for the file, else ONNX Runtime. ``precision`` and ``size`` (height, width) choose among the files of a
+    bundle. Raises DeviceInputError or DeviceError where that is not possible.
     """
     path = Path(model)
     if backend is not None and backend not in BACKENDS:
         raise DeviceInputError(f"backend {backend!r}", "one of " + ", ".join(BACKENDS))
+    if path.is_dir():
+        return _open_bundled(path, backend, threads, precision, size)
     if not path.is_file():
-        raise DeviceInputError(f"{path} is not there", "a model is an exported .onnx file", "check the path")
+        raise DeviceInputError(
+            f"{path} is not there", "a model is an exported .onnx file, or a bundle", "check the path"
+        )
     engine = path.with_suffix(".engine")
     if backend == TENSORRT or (backend is None and engine.is_file() and has_tensorrt()):
         return _open_engine(path, engine)
     return OnnxNetwork(path, threads)
+
+
+def _open_bundled(
+    folder: Path,
+    backend: Optional[str],
+    threads: Optional[int],
+    precision: Optional[str],
+    size: Optional[Tuple[int, int]],
+) -> Network:
+    bundle = open_bundle(folder)
+    built = any(bundle.engine(network) for network in bundle.networks)
+    engines = backend == TENSORRT or (backend is None and built and has_tensorrt())
+    network = bundle.choose(precision, size, engines)
+    engine = bundle.engine(network)
+    if backend == TENSORRT or (engines and engine):
+        return _open_engine(folder / network.file, engine or (folder / network.file).with_suffix(".engine"))
+    return OnnxNetwork(bundle.read_network(network), threads, network.file)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,13 +135,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=Path, default=own, required=own is None, help="exported .onnx file, or a bundle" + where
     )
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="which file of a bundle")
+    parser.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help="which file of a bundle: of the pictures")
     parser.add_argument("--backend", choices=BACKENDS, help="by default TensorRT where an engine was built here")
     parser.add_argument("--threads", type=int, help="bound on the CPU threads of ONNX Runtime")
 
 
 def network_of(args: argparse.Namespace) -> Network:
     """Open the network that the arguments of :func:`add_model_arguments` name."""
-    return open_network(args.model, args.backend, args.threads)
+    return open_network(args.model, args.backend, args.threads, precision=args.precision, size=args.size)
+
+
+def _size(text: str) -> Tuple[int, int]:
+    """Read ``WIDTHxHEIGHT`` into (height, width); ValueError, which argparse reports, for anything else."""
+    width, _, height = text.partition("x")
+    return int(height), int(width)
 
 
 def own_bundle() -> Optional[Path]:
@@ -166,7 +205,7 @@ def _session(source: Union[str, Path, bytes], name: str, threads: Optional[int])
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    content = source if isinstance(source, bytes) else str(source)
+    content = source if isinstance(source, bytes) else read_onnx(Path(source))
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has no common base class for its loading errors

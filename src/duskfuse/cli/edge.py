@@ -188,10 +188,11 @@ def export_command(
         Path | None,
         typer.Option(help="YAML: how their infrared is read; default: their duskfuse.yaml.", show_default=False),
     ] = None,
+    archive: Annotated[bool, typer.Option("--archive", help="Write OUT.tar.gz, too.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write ONNX files for the device: verified, and checked for TensorRT 8.5 to 11."""
+    """Write a bundle for the device: ONNX files, checked for TensorRT 8.5 to 11, and what runs them."""
     with verb(as_json):
         from duskfuse.export.export import export
         from duskfuse.export.onnx_graph import Precision
@@ -207,6 +208,7 @@ def export_command(
             calibration=calibration,
             reading=reading,
             overwrite=overwrite,
+            archive=archive,
         )
         show(report.to_json(), as_json, [report.table(), *report.findings_tables()])
 
