@@ -18,6 +18,7 @@ VERBS: Dict[str, Tuple[str, str]] = {
     "live": ("live", "fuse two cameras, videos or picture sequences as they come"),
     "build": ("tensorrt_build", "build the TensorRT engine of a file, for this device"),
     "verify": ("verify_bundle", "verify a bundle, or unpack the archive of one"),
+    "bench": ("bench", "measure networks: time, power, heat, and what the numbers depend on"),
 }
 """Verb → (module, help)."""
 

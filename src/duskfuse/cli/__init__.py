@@ -4,10 +4,10 @@ Every command imports what it needs inside its body, so that ``--help`` does not
 verbs; importing it registers them, in the order of the help page.
 """
 
-from duskfuse.cli import machine, offline, training, evaluation, edge  # isort: skip
+from duskfuse.cli import machine, offline, training, evaluation, edge, bench  # isort: skip
 from duskfuse.cli.application import app
 
-__all__ = ["app", "edge", "evaluation", "machine", "main", "offline", "training"]
+__all__ = ["app", "bench", "edge", "evaluation", "machine", "main", "offline", "training"]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duskfuse.cli.application import app
-from duskfuse.cli.options import Json, Out, Overwrite, Threads
+from duskfuse.cli.options import Json, Out, Overwrite
 from duskfuse.cli.verb import EXIT_FAILED, choice, refuse, show, verb
 
 if TYPE_CHECKING:
@@ -227,23 +227,6 @@ def lint_command(
         show([report.to_json() for report in reports], as_json, lint_tables(reports))
         if any(report.errors for report in reports):
             raise typer.Exit(EXIT_FAILED)
-
-
-@app.command("bench", rich_help_panel=PANEL)
-def bench_command(
-    model: Annotated[list[str], typer.Argument(help="Models, ONNX files or bundles.", show_default=False)],
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT.")] = "640x480",
-    threads: Threads = None,
-    backend: Annotated[str | None, typer.Option(help="onnxruntime or torch.", show_default=False)] = None,
-    as_json: Json = False,
-) -> None:
-    """Time models on this machine: batch 1, warm-up, median, p90, p99."""
-    with verb(as_json):
-        from duskfuse.export.bench import Backend, bench
-
-        chosen = None if backend is None else choice(Backend, backend, "--backend")
-        report = bench(model, size=size, threads=threads, backend=chosen)
-        show(report.to_json(), as_json, [report.table()])
 
 
 @app.command("estimate", rich_help_panel=PANEL)
