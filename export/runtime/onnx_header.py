@@ -7,11 +7,10 @@ An ONNX file is a protocol buffer (protobuf.dev/programming-guides/encoding); th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .errors import DeviceInputError
-
-Field = Tuple[int, Union[int, memoryview]]
+from .onnx_file import fields
 
 _GRAPH, _METADATA = 7, 14  # of a model
 _NODE, _INPUT, _OUTPUT = 1, 11, 12  # of a graph
@@ -71,14 +70,14 @@ def _value(message: memoryview) -> Value:
     kind = 0
     for type_ in _messages(message, 2):
         for tensor in _messages(type_, 1):
-            kind = next((value for number, value in _fields(tensor) if number == 1 and isinstance(value, int)), 0)
+            kind = next((value for number, value in fields(tensor) if number == 1 and isinstance(value, int)), 0)
             for dims in _messages(tensor, 2):
                 shape += [_side(dim) for dim in _messages(dims, 1)]
     return Value(_text(message, 1), kind == _FLOAT, tuple(shape))
 
 
 def _side(dim: memoryview) -> Optional[int]:
-    return next((value for number, value in _fields(dim) if number == 1 and isinstance(value, int)), None)
+    return next((value for number, value in fields(dim) if number == 1 and isinstance(value, int)), None)
 
 
 def _text(message: memoryview, wanted: int) -> str:
@@ -86,40 +85,8 @@ def _text(message: memoryview, wanted: int) -> str:
 
 
 def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    for number, value in _fields(message):
+    for number, value in fields(message):
         if number == wanted:
             if isinstance(value, int):
                 raise ValueError(f"field {number} is a number")
             yield value
-
-
-def _fields(message: memoryview) -> Iterator[Field]:
-    """All fields of a message: numbers as int, everything with a length as bytes; numbers of fixed size are skipped."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(message, at)
-            yield number, value
-        elif wire == 2:
-            length, at = _varint(message, at)
-            if at + length > len(message):
-                raise ValueError("it ends too early")
-            yield number, message[at : at + length]
-            at += length
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"unknown wire type {wire}")
-
-
-def _varint(message: memoryview, at: int) -> Tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise ValueError("a number without an end")
