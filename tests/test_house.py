@@ -179,6 +179,7 @@ def test_the_wheel_holds_the_tree_and_nothing_else(tmp_path: Path) -> None:
     expected |= {f"duskfuse/{path.name}" for path in (ROOT / "src" / "duskfuse").glob("*.py")} | {"duskfuse/py.typed"}
     expected |= {f"duskfuse/cli/{path.name}" for path in (ROOT / "src" / "duskfuse" / "cli").glob("*.py")}
     expected |= {f"duskfuse/{p.relative_to(ROOT)}" for p in (ROOT / "distill" / "recipes").glob("*.yaml")}
+    expected |= {f"duskfuse/data/rig_calibration/click_page.{kind}" for kind in ("css", "html", "js")}
     expected |= {f"duskfuse/evaluate/report_page/{name}" for name in ("browser.html", "page.css", "page.js")}
     expected |= {"duskfuse/export/LICENSE", "duskfuse/export/tensorrt_operators.json"}
     expected |= {f"duskfuse/{p.relative_to(ROOT)}" for p in (ROOT / "students" / "weights").glob("*") if p.is_file()}

@@ -18,6 +18,8 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.homography import Homography
 from duskfuse.data.images import write_picture
 from duskfuse.data.progress import say
+from duskfuse.data.rig_calibration.board import board_points, parse_board
+from duskfuse.data.rig_calibration.click_server import PORT, click_points
 from duskfuse.data.rig_calibration.evidence import Evidence
 from duskfuse.data.rig_calibration.frames import Frame, Frames, read_frames
 from duskfuse.data.rig_calibration.matching import match_rig
@@ -34,6 +36,8 @@ class Method(StrEnum):
 
     PICTURES = "pictures"
     POINTS = "points"
+    CLICKS = "clicks"
+    BOARD = "board"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ def calibrate(
     out: Path,
     *,
     points: Path | None = None,
+    click: bool = False,
+    board: str | None = None,
+    port: int = PORT,
     frames: int = FRAMES,
     overwrite: bool = False,
 ) -> CalibrationReport:
@@ -90,7 +97,10 @@ def calibrate(
         vis: the same of the visible camera; folders are matched by stem, videos by frame number.
         out: the file to write, which ``fuse --homography`` and ``duskfuse.yaml`` accept; the picture beside it has the
             same name and ends in ``.png``.
-        points: CSV or JSON of pairs of points; without it the pictures themselves are matched.
+        points: CSV or JSON of pairs of points. Without this and the next two the pictures themselves are matched.
+        click: serve a page on which the points are clicked.
+        board: find the corners of a target, see :func:`~duskfuse.data.rig_calibration.board.parse_board`.
+        port: of that page, on the loopback address.
         frames: how many frames are matched at most.
         overwrite: replace files of an earlier run.
 
@@ -98,16 +108,38 @@ def calibrate(
         InputError: unusable input, an existing file without ``overwrite``, or evidence too weak to be trusted.
     """
     _check(out, frames, overwrite)
-    chosen = read_frames(ir, vis, frames if points is None else 1)
-    if points is None:
+    method = _method(points, click, board)
+    chosen = read_frames(ir, vis, 1 if method is Method.POINTS else frames, alike=method is Method.BOARD)
+    if method is Method.PICTURES:
         if len(chosen.chosen) == 1:
             say("one frame is matched; several of different scenes make the result surer")
         matched = match_rig(chosen)
-        return _written(out, chosen, Method.PICTURES, matched.matrix, matched.evidence, None)
-    fit = fit_points(read_points(points), chosen.ir_size, chosen.vis_size)
-    if len(fit.kept) == FEWEST:
+        return _written(out, chosen, method, matched.matrix, matched.evidence, None)
+    if points is not None:
+        given = read_points(points)
+    elif board is not None:
+        given, names = board_points(chosen, board)
+        say(f"the board was found in {len(names)} of {len(chosen.chosen)} frames")
+    else:
+        given = click_points(chosen, port)
+    fit = fit_points(given, chosen.ir_size, chosen.vis_size)
+    if sum(fit.kept) == FEWEST:
         say("four pairs of points fit a homography exactly, so that nothing checks them; give 8 or more")
-    return _written(out, chosen, Method.POINTS, fit.matrix, None, fit)
+    return _written(out, chosen, method, fit.matrix, None, fit)
+
+
+def _method(points: Path | None, click: bool, board: str | None) -> Method:
+    given = {Method.POINTS: points is not None, Method.CLICKS: click, Method.BOARD: board is not None}
+    wanted = [method for method, is_given in given.items() if is_given]
+    if len(wanted) > 1:
+        raise InputError(
+            f"{' and '.join(wanted)} together",
+            rule="a homography is found in one way: pictures, --points, --click or --board",
+            remedy="leave all but one away",
+        )
+    if board is not None:
+        parse_board(board)
+    return wanted[0] if wanted else Method.PICTURES
 
 
 def _check(out: Path, frames: int, overwrite: bool) -> None:

@@ -65,13 +65,14 @@ class Moment:
     vis: SourcePicture
 
 
-def read_frames(ir: Path, vis: Path, most: int) -> Frames:
+def read_frames(ir: Path, vis: Path, most: int, *, alike: bool = False) -> Frames:
     """Choose up to ``most`` pairs that differ, spread over all that there are.
 
     Args:
         ir: infrared picture, folder of pictures, or video.
         vis: the same of the visible camera; folders are matched by stem, videos by frame number.
         most: how many frames are used.
+        alike: take frames that hardly differ as well, such as those of a target that is moved a little.
 
     Raises:
         InputError: nothing to pair, unreadable pictures, sizes that change, or no picture with anything in it.
@@ -87,7 +88,7 @@ def read_frames(ir: Path, vis: Path, most: int) -> Frames:
         mark = _thumbnail(frame)
         if min(float(frame.ir.std()), float(frame.vis.std())) < _FLAT:
             continue
-        if any(float(abs(mark - other).mean()) < _NEAR for other in marks):
+        if not alike and any(float(abs(mark - other).mean()) < _NEAR for other in marks):
             continue
         chosen.append(frame)
         marks.append(mark)

@@ -107,7 +107,7 @@ def _evidence(
     if len(pairs) < _HELD_OUT_OF:
         return first
     seen = [pair for number, pair in enumerate(pairs) if number % _HELD_OUT_OF]
-    other = refined(seen, matrix, _FINE)
+    other = refined(seen, rough.matrix, _FINE)
     grid = evidence.seen_grid(matrix, ir_size, vis_size)
     shift = np.linalg.norm(projected(other, grid) - projected(matrix, grid), axis=1).mean() if len(grid) else None
     return replace(

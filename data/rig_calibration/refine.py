@@ -1,7 +1,7 @@
 """From a rough placement to the homography of a rig, coarse to fine, over all frames together.
 
 At each level blocks of all frames are matched, one homography is found among all matches by RANSAC, and then moved to
-where the sum of the blocks' correlation surfaces is highest (Newton's method, as Irani and Anandan, "Robust
+where the blocks' correlation surfaces are highest (Newton's method, as Irani and Anandan, "Robust
 multi-sensor image alignment", 1998). The surfaces saturate, so that what moves or stands nearer pulls little.
 """
 
@@ -145,7 +145,7 @@ def _is_small(step: Matrix3, size: Size) -> bool:
 
 
 def _by_surfaces(found: Sequence[Surfaces], start: Matrix3, size: Size, freedom: int) -> Matrix3:
-    """Climb to the homography where the surfaces are highest in the sum."""
+    """Climb to the homography where `_total` is highest."""
     step, best = start, _total(found, start)
     if best <= 0:
         return start
@@ -212,11 +212,12 @@ def _moved(step: Matrix3, change: NDArray[np.float64], size: Size) -> Matrix3:
 
 
 def _total(found: Sequence[Surfaces], step: Matrix3) -> float:
-    return float(sum(_values(one, step)[0].sum() for one in found))
+    """Half the sum of the squares of all correlations above 0: what does not fit has no say."""
+    return 0.5 * float(sum(np.square(np.maximum(_values(one, step)[0], 0)).sum() for one in found))
 
 
 def _values(one: Surfaces, step: Matrix3) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Value ``[N]``, slope ``[N, 2]`` and curvature turned positive ``[N, 2, 2]`` of each surface under a step."""
+    """Value ``[N]`` of each surface under a step, and of `_total` slope ``[N, 2]`` and positive curvature."""
     r = one.reach
     moved = projected(step, one.centres) - one.centres + r
     beyond = (moved < 1) | (moved > 2 * r - 1)
@@ -237,7 +238,7 @@ def _values(one: Surfaces, step: Matrix3) -> tuple[NDArray[np.float64], NDArray[
     slope = np.stack([gx + xx * x + xy * y, gy + xy * x + yy * y], 1)
     slope[beyond] = 0
     bend = _positive(-xx, -xy, -yy)
-    weight = np.maximum(value, 0)  # what does not fit here pulls little
+    weight = np.maximum(value, 0)
     return value, slope * weight[:, None], bend * weight[:, None, None]
 
 

@@ -151,15 +151,24 @@ def calibrate_command(
     points: Annotated[
         Path | None, typer.Option(help="CSV or JSON: x_ir, y_ir, x_vis, y_vis of each pair.", show_default=False)
     ] = None,
-    frames: Annotated[int, typer.Option(help="Frames to match at most.")] = 16,
+    click: Annotated[
+        bool, typer.Option("--click", help="Click the pairs of points on a page of this machine.")
+    ] = False,
+    board: Annotated[
+        str | None, typer.Option(help="A warm chessboard of so many inner corners, as 9x6.", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of the page for clicking, on localhost.")] = 8770,
+    frames: Annotated[int, typer.Option(help="Frames to use at most.")] = 16,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Find the homography of a rig from pairs that are not registered, or from points."""
+    """Find the homography of a rig from unregistered pairs, from points, or from a target."""
     with verb(as_json):
         from duskfuse.data.rig_calibration.calibrate import calibrate
 
-        report = calibrate(ir, vis, out, points=points, frames=frames, overwrite=overwrite)
+        report = calibrate(
+            ir, vis, out, points=points, click=click, board=board, port=port, frames=frames, overwrite=overwrite
+        )
         show(report.to_json(), as_json, report.tables())
 
 
