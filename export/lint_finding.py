@@ -33,6 +33,11 @@ class Rule(StrEnum):
     DLA = "dla (experiment)"
 
 
+def unless_seen_built(version: tuple[int, ...]) -> Severity:
+    """Return how severe is what the tables exclude but NVIDIA's newest builder, TensorRT-RTX 1.7, was seen to build."""
+    return Severity.ERROR if version < (11,) else Severity.WARNING
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing in one file that some releases of TensorRT refuse or that should be known."""

@@ -10,7 +10,7 @@ from functools import partial
 
 import onnx
 
-from duskfuse.export.lint_finding import Finding, Rule, Severity
+from duskfuse.export.lint_finding import Finding, Rule, Severity, unless_seen_built
 from duskfuse.export.onnx_view import OnnxView, attributes
 from duskfuse.export.tensorrt_releases import Release
 
@@ -28,12 +28,17 @@ _warning = partial(Finding, severity=Severity.WARNING)
 
 
 def check_opset(view: OnnxView, release: Release) -> Iterator[Finding]:
-    """The opset lies in the documented range, and no local function stands in a file for 8.x."""
-    if not release.lowest_opset <= view.opset <= release.highest_opset:
-        yield _error(
+    """The opset lies in the documented range, and no local function stands in a file for 8.x.
+
+    Parsers check neither bound: below it files are read with luck, above it single operators fail or are misread.
+    """
+    lowest, highest = release.lowest_opset, release.highest_opset
+    if not lowest <= view.opset <= highest:
+        yield Finding(
             Rule.OPSET,
+            Severity.WARNING if view.opset < lowest else Severity.ERROR,
             node="",
-            seen=f"opset {view.opset}; documented are {release.lowest_opset} to {release.highest_opset}",
+            seen=f"opset {view.opset}; documented are {lowest} to {highest}",
             remedy="export with opset 17, which all releases from 8.5 on read",
         )
     if view.has_functions and release.version < (9,):
@@ -46,17 +51,21 @@ def check_opset(view: OnnxView, release: Release) -> Iterator[Finding]:
 
 
 def check_operators(view: OnnxView, release: Release) -> Iterator[Finding]:
-    """Every operator is in the table, in the standard domain and built in."""
+    """Every operator is in the table, built in, and of the standard domain."""
+    remedy = "build it from operators of the standard domain"
     for node in view.nodes:
-        if node.domain not in ("", "ai.onnx"):
-            seen, rule = f"operator {node.domain}::{node.op_type} of a foreign domain", Rule.OPERATOR
-        elif node.op_type not in release.operators:
-            seen, rule = f"operator {node.op_type} is not supported", Rule.OPERATOR
+        foreign = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
+        if node.op_type not in release.operators:
+            seen = f"operator {foreign}{node.op_type} is not supported"
+            yield _error(Rule.OPERATOR, node=_name(node), seen=seen, remedy=remedy)
         elif node.op_type in PLUGIN_OPERATORS:
-            seen, rule = f"operator {node.op_type} is run by NVIDIA's plugin library, which is not loaded", Rule.PLUGIN
-        else:
-            continue
-        yield _error(rule, node=_name(node), seen=seen, remedy="build it from operators of the standard domain")
+            seen = f"operator {node.op_type} is run by NVIDIA's plugin library, which is not loaded"
+            yield _error(Rule.PLUGIN, node=_name(node), seen=seen, remedy=remedy)
+        elif foreign:
+            seen = (
+                f"operator {foreign}{node.op_type} is read as the standard {node.op_type}: the parser ignores domains"
+            )
+            yield _warning(Rule.OPERATOR, node=_name(node), seen=seen, remedy=remedy)
 
 
 def check_formats(view: OnnxView, release: Release) -> Iterator[Finding]:
@@ -73,7 +82,7 @@ def check_formats(view: OnnxView, release: Release) -> Iterator[Finding]:
             )
     for node in view.nodes:
         listed = release.operators.get(node.op_type)
-        if not listed or node.domain or not node.input or node.op_type in _OTHER_FIRST_INPUT:
+        if not listed or not node.input or node.op_type in _OTHER_FIRST_INPUT:
             continue
         judged = node.input[1] if node.op_type == "Where" else node.input[0]
         element = view.types.get(judged, 0)
@@ -96,9 +105,9 @@ def check_constants(view: OnnxView, release: Release) -> Iterator[Finding]:
     """Inputs that must be constants of the file are."""
     for node in view.nodes:
         wanted = release.constants.get(node.op_type)
-        if not wanted or node.domain:
+        if not wanted or not onnx.defs.has(node.op_type):
             continue
-        formal = [value.name for value in onnx.defs.get_schema(node.op_type, view.opset).inputs]
+        formal = [value.name for value in onnx.defs.get_schema(node.op_type).inputs]
         for name, given in zip(formal, node.input, strict=False):
             if name in wanted and given and not view.is_constant(given):
                 yield _error(
@@ -112,7 +121,7 @@ def check_constants(view: OnnxView, release: Release) -> Iterator[Finding]:
 def check_resize(view: OnnxView, release: Release) -> Iterator[Finding]:
     """Resize: nearest or linear, one of five coordinate modes, no antialiasing, stretched, all axes."""
     for node in view.nodes:
-        if node.op_type != "Resize" or node.domain:
+        if node.op_type != "Resize":
             continue
         given = attributes(node)
         mode, coordinates = given.get("mode", "nearest"), given.get("coordinate_transformation_mode", "half_pixel")
@@ -122,12 +131,19 @@ def check_resize(view: OnnxView, release: Release) -> Iterator[Finding]:
                 given.get("keep_aspect_ratio_policy", "stretch") != "stretch"
             ),
             f"coordinate mode {coordinates}": coordinates not in _COORDINATES,
-            "some axes only": _some_axes(given.get("axes"), len(view.shapes.get(node.input[0], ()))),
         }
         for seen in [seen for seen, found in faults.items() if found]:
             remedy = "use nearest or linear, half_pixel, with scales of all axes and no antialiasing"
             yield _error(
                 Rule.RESIZE, node=_name(node), seen=f"Resize with {seen}, which is not supported", remedy=remedy
+            )
+        if _some_axes(given.get("axes"), len(view.shapes.get(node.input[0], ()))):
+            yield Finding(
+                Rule.RESIZE,
+                unless_seen_built(release.version),
+                _name(node),
+                "Resize of some axes only; the tables list all axes in their order",
+                "give the scales of all axes",
             )
         if mode not in ("nearest", "linear"):
             seen = f"Resize mode {mode}; the tables list nearest and linear, newer parsers take cubic"
@@ -139,4 +155,4 @@ def _some_axes(axes: object, rank: int) -> bool:
 
 
 def _name(node: onnx.NodeProto) -> str:
-    return node.name or f"{node.op_type} making {node.output[0]}"
+    return node.name or f"{node.op_type} making {', '.join(node.output)}"

@@ -3,7 +3,8 @@
 A quantised value is int8 (or one of the float and 4-bit formats that a release lists), symmetric: its zero point is 0.
 Scales and zero points are constants of the file; a scale that nodes compute from constants is parsed and then fails to
 build. Scales per channel belong to weights. Biases stay float: int32 biases through DequantizeLinear, ONNX Runtime's
-default, are refused. A network output behind Q/DQ is taken, but costs picture quality for nothing.
+default, are refused. A network output behind Q/DQ is taken, but costs picture quality for nothing. The newest builder
+also takes uint8 with zero point 0 and scales per channel of maps.
 
 Sources: IQuantizeLayer in NvInfer.h of 8.5, operators.md, and what NVIDIA's TensorRT-RTX builder was seen to refuse.
 """
@@ -16,7 +17,7 @@ from functools import partial
 import numpy as np
 import onnx
 
-from duskfuse.export.lint_finding import Finding, Rule, Severity
+from duskfuse.export.lint_finding import Finding, Rule, Severity, unless_seen_built
 from duskfuse.export.onnx_view import OnnxView
 from duskfuse.export.tensorrt_releases import Release
 
@@ -29,7 +30,7 @@ def check_quantisation(view: OnnxView, release: Release) -> Iterator[Finding]:
         if _is_quantiser(node):
             yield from _check_format(node, view, release)
             yield from _check_zero_point(node, view)
-            yield from _check_scale(node, view)
+            yield from _check_scale(node, view, release)
     for name in view.outputs:
         maker = view.makers.get(name)
         if maker is not None and _is_quantiser(maker):
@@ -43,7 +44,7 @@ def check_quantisation(view: OnnxView, release: Release) -> Iterator[Finding]:
 
 
 def _is_quantiser(node: onnx.NodeProto) -> bool:
-    return node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.domain in ("", "ai.onnx")
+    return node.op_type in ("QuantizeLinear", "DequantizeLinear")
 
 
 def _check_format(node: onnx.NodeProto, view: OnnxView, release: Release) -> Iterator[Finding]:
@@ -55,8 +56,8 @@ def _check_format(node: onnx.NodeProto, view: OnnxView, release: Release) -> Ite
         remedy = "leave biases float (ONNX Runtime: QuantizeBias=False)"
     else:
         remedy = "quantise symmetrically to int8, with an int8 zero point of 0"
-    seen = f"{kind} instead of int8"
-    yield _error(Rule.QUANTISED_FORMAT, node=node.name, seen=seen, remedy=remedy)
+    severity = unless_seen_built(release.version) if kind == "UINT8" else Severity.ERROR
+    yield Finding(Rule.QUANTISED_FORMAT, severity, node.name, f"{kind} instead of int8", remedy)
 
 
 def _check_zero_point(node: onnx.NodeProto, view: OnnxView) -> Iterator[Finding]:
@@ -69,7 +70,7 @@ def _check_zero_point(node: onnx.NodeProto, view: OnnxView) -> Iterator[Finding]
         yield _error(Rule.ZERO_POINT, node=node.name, seen=f"{seen}; it must be the constant 0", remedy=remedy)
 
 
-def _check_scale(node: onnx.NodeProto, view: OnnxView) -> Iterator[Finding]:
+def _check_scale(node: onnx.NodeProto, view: OnnxView, release: Release) -> Iterator[Finding]:
     scale = view.constant(node.input[1])
     if scale is None:
         remedy = "fold the nodes that compute it into an initialiser"
@@ -79,8 +80,8 @@ def _check_scale(node: onnx.NodeProto, view: OnnxView) -> Iterator[Finding]:
         seen, remedy = "a scale is zero, negative or not finite", "calibrate with pictures that reach the layer"
         yield _error(Rule.SCALE, node=node.name, seen=seen, remedy=remedy)
     if scale.ndim == 1 and scale.size > 1 and not _is_weight(node, view):
-        seen, remedy = "one scale per channel of a map; only weights have several", "quantise maps with one scale"
-        yield _error(Rule.PER_CHANNEL, node=node.name, seen=seen, remedy=remedy)
+        seen, remedy = "one scale per channel of a map; documented for weights only", "quantise maps with one scale"
+        yield Finding(Rule.PER_CHANNEL, unless_seen_built(release.version), node.name, seen, remedy)
 
 
 def _is_weight(node: onnx.NodeProto, view: OnnxView) -> bool:

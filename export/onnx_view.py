@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 
 class OnnxView:
-    """What checks ask of a model; values of subgraphs are seen by their names, which are unique in exported files."""
+    """What checks ask of a model; values of subgraphs are seen by their names, which are unique in exported files.
+
+    Raises ValueError for names that are not UTF-8.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.has_functions = bool(model.functions)
@@ -24,6 +27,8 @@ class OnnxView:
         self.outputs = [value.name for value in model.graph.output]
         graphs = list(_graphs(_with_types(model).graph))
         self.nodes = [node for graph in graphs for node in graph.node]
+        if any(isinstance(name, bytes) for n in self.nodes for name in (n.name, n.op_type, *n.input, *n.output)):
+            raise ValueError("a name is not UTF-8")  # which protobuf gives as bytes
         self.makers = {output: node for node in self.nodes for output in node.output}
         tensors = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
         tensors |= {

@@ -119,13 +119,13 @@ def lint_file(path: Path, *, dla: bool = False) -> LintReport:
         model = onnx.load(path)
         if not model.graph.node:
             raise ValueError("it holds no nodes")
-    except Exception as error:  # protobuf has no error class that is the same in all its versions
+        return lint(model, path.name, dla=dla)
+    except Exception as error:  # damage shows as errors of protobuf, ONNX, NumPy or of unpacking, which share no class
         raise InputError(
             f"{path} cannot be read as an ONNX model ({(str(error).splitlines() or ['damaged'])[0]})",
             rule="an .onnx file must be complete, with its external data beside it",
             remedy="copy it again, or write it anew",
         ) from error
-    return lint(model, path.name, dla=dla)
 
 
 def lint_tables(reports: Iterable[LintReport]) -> list[Table]:

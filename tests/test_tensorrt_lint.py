@@ -11,7 +11,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_cases import ACCEPTED, CHANNELS, REFUSED, SIDE, model_of, one_node, quantised_convolution, resized
+from onnx_cases import (
+    ACCEPTED,
+    CHANNELS,
+    REFUSED,
+    SIDE,
+    convolved,
+    model_of,
+    one_node,
+    quantised_convolution,
+    resized,
+)
 
 from duskfuse.data.errors import InputError
 from duskfuse.export.lint_finding import Finding, Rule, Severity
@@ -22,7 +32,7 @@ NAMES = [release.name for release in releases()]
 RULES = {
     "int32_bias": {Rule.QUANTISED_FORMAT},
     "zero_point": {Rule.ZERO_POINT},
-    "uint8": {Rule.QUANTISED_FORMAT, Rule.ZERO_POINT},
+    "uint8": {Rule.ZERO_POINT},
     "computed_scale": {Rule.SCALE},
     "antialias": {Rule.RESIZE},
     "deform_conv": {Rule.PLUGIN},
@@ -103,13 +113,13 @@ def test_what_is_inferred_says_so() -> None:
 @pytest.mark.parametrize(
     ("model", "rule", "severity"),
     [
-        (lambda: quantised_convolution(per_channel_picture=True), Rule.PER_CHANNEL, Severity.ERROR),
+        (lambda: convolved(6), Rule.OPSET, Severity.WARNING),
         (lambda: resized("linear", "tf_crop_and_resize"), Rule.RESIZE, Severity.ERROR),
         (lambda: resized("cubic", "half_pixel"), Rule.RESIZE, Severity.WARNING),
-        (lambda: one_node("Relu", domain="com.microsoft"), Rule.OPERATOR, Severity.ERROR),
+        (lambda: one_node("Relu", domain="com.microsoft"), Rule.OPERATOR, Severity.WARNING),
+        (lambda: one_node("FusedConv", domain="com.microsoft"), Rule.OPERATOR, Severity.ERROR),
         (lambda: computed_axes(), Rule.CONSTANT, Severity.ERROR),
         (lambda: ends_in_dequantise(), Rule.QUANTISED_OUTPUT, Severity.WARNING),
-        (lambda: without_zero_point(), Rule.QUANTISED_FORMAT, Severity.ERROR),
         (lambda: scaled(0.0), Rule.SCALE, Severity.ERROR),
         (lambda: scaled(float("nan")), Rule.SCALE, Severity.ERROR),
         (lambda: inside_a_branch("Unheard"), Rule.OPERATOR, Severity.ERROR),
@@ -119,6 +129,31 @@ def test_further_rules(model: Callable[[], onnx.ModelProto], rule: Rule, severit
     found = [finding for finding in lint(model()).findings if finding.rule is rule]
     assert {finding.severity for finding in found} == {severity}
     assert "8.5" in found[0].releases
+
+
+@pytest.mark.parametrize(
+    ("model", "rule"),
+    [
+        (lambda: quantised_convolution(per_channel_picture=True), Rule.PER_CHANNEL),
+        (lambda: quantised_convolution(zero_point=np.array(0, np.uint8)), Rule.QUANTISED_FORMAT),
+        (lambda: without_zero_point(), Rule.QUANTISED_FORMAT),
+        (lambda: resized_sides(), Rule.RESIZE),
+    ],
+)
+def test_what_only_the_newest_builder_takes_is_a_warning_from_11_on(
+    model: Callable[[], onnx.ModelProto], rule: Rule
+) -> None:
+    verdicts = lint(model()).verdicts
+    assert {verdicts[name] for name in NAMES if name < "11" or name[1] == "."} == {Verdict.REFUSED}
+    assert verdicts["11.1"] is verdicts["11.4"] is Verdict.WARNINGS
+    assert {finding.rule for finding in lint(model()).findings if "11.4" in finding.releases} == {rule}
+
+
+def resized_sides() -> onnx.ModelProto:
+    """Resize with the scales of height and width only, as opset 18 allows."""
+    constants = {"scales": np.array([2, 2], np.float32)}
+    out = (1, CHANNELS, 2 * SIDE, 2 * SIDE)
+    return one_node("Resize", "", "scales", opset=18, constants=constants, out=out, mode="nearest", axes=[2, 3])
 
 
 def computed_axes() -> onnx.ModelProto:
@@ -211,6 +246,22 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match="cannot be read as an ONNX model"):
             lint_file(path)
+
+
+def test_damage_is_told_and_never_a_traceback(tmp_path: Path) -> None:
+    random, path = np.random.default_rng(0), tmp_path / "damaged.onnx"
+    whole = [REFUSED["int32_bias"](), ACCEPTED["resize_linear_half_pixel"](), inside_a_branch("Sigmoid")]
+    refused = 0
+    for index in range(240):
+        content = bytearray(whole[index % 3].SerializeToString())
+        for place in random.integers(len(content), size=2):
+            content[place] = random.integers(256)
+        path.write_bytes(content)
+        try:
+            lint_tables([lint_file(path, dla=True)])
+        except InputError:
+            refused += 1
+    assert 0 < refused < 240
 
 
 def test_reports_as_data_and_as_tables(tmp_path: Path) -> None:
