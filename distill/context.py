@@ -21,6 +21,7 @@ from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.distill.pseudo_label import pseudo_label
 from duskfuse.distill.recipe import ContrastiveConfig, FusionField, Owner
 from duskfuse.distill.unrolled import Functional
+from duskfuse.students.fake_quantise import QuantisedStudent
 from duskfuse.tasks.encoders import FeatureEncoder
 from duskfuse.tasks.segmenter import Segmenter
 from duskfuse.teachers.conditional_diffusion import sample_fused
@@ -159,6 +160,8 @@ class BatchContext:
             return FusionOutput(self.batch.teacher_y)
         if field is FusionField.PSEUDO_LABEL:
             return FusionOutput(pseudo_label(self.batch.vis_y, self.batch.ir))
+        if field is FusionField.STUDENT_FLOAT:
+            return self._student_in_float()
         if field is FusionField.DENOISER_TARGET:
             cached = self.batch.teacher_y
             return FusionOutput(pseudo_label(self.batch.vis_y, self.batch.ir) if cached is None else cached)
@@ -194,6 +197,14 @@ class BatchContext:
         if self.batch.noise is None or self.batch.timestep is None:
             raise ValueError("the batch holds no noise for the denoiser")
         return self.batch.noise, self.batch.timestep
+
+    def _student_in_float(self) -> FusionOutput:
+        """Pictures of the student that the quantised one was made from, of the same inputs; its taps have no use."""
+        network, batch = self._networks[Owner.STUDENT], self.batch
+        assert isinstance(network, QuantisedStudent)
+        vis = batch.input_vis if network.colour == Colour.RGB else batch.input_vis_y
+        output = network.in_float(vis, batch.input_ir)
+        return FusionOutput(output.y, rgb=output.rgb)
 
     def _forward(self, owner: Owner) -> FusionOutput:
         batch, network = self.batch, self._networks[owner]

@@ -31,12 +31,14 @@ from duskfuse.distill.dataset import TrainingPairs
 from duskfuse.distill.engine import Engine, needed_owners
 from duskfuse.distill.perceptual_network import with_perceptual
 from duskfuse.distill.processes import ALONE, Processes, joined_processes, training_device
+from duskfuse.distill.quantised import make_ready
 from duskfuse.distill.recipe import EncoderName, FusionField, Owner, Recipe
 from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.run_folder import RunFolder
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.training_loop import continue_run, train
-from duskfuse.students.zoo import build_student
+from duskfuse.students.fake_quantise import QuantisedStudent
+from duskfuse.students.zoo import ModelName, build_student, weights_path
 from duskfuse.tasks.encoders import FeatureEncoder, filter_encoder, sam_encoder, squeezenet_encoder
 from duskfuse.tasks.segmenter import Segmenter
 from duskfuse.teachers import denoiser, main_network
@@ -97,13 +99,15 @@ def distill(
 ) -> DistillReport:
     """Train by ``recipe`` on the pairs of ``data`` and write everything to ``out``.
 
-    ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start from; ``masks`` and
+    ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start from, or names of
+    packaged students; ``masks`` and
     ``teacher`` name which cached priors to use where there are several; ``segmenter`` is the critic of the segmentation
     term; ``reading`` is how the infrared pictures are read, or a file that says it, by default the dataset's
     ``duskfuse.yaml``. Processes that torchrun starts share every batch. Raises ``InputError`` for input that cannot be
     used and ``TrainingError`` when a term stops being finite or memory does not suffice.
     """
     resolved = naming_segmenter(with_encoder(load_recipe(recipe, changes), encoder, encoder_weights), segmenter)
+    init = initial_weights(init)
     with joined_processes() as processes:
         processes.check(resolved.data)
         if not processes.first:
@@ -122,6 +126,8 @@ def distill(
         first = continue_run(engine, dataset, folder) if resume else 0
         if resume and first == 0:
             check_given(resolved, init)  # the run was stopped before its first checkpoint
+        if resolved.quantise is not None:
+            make_ready(engine.networks[Owner.STUDENT], dataset, resolved.quantise)
         started = time.monotonic()
         train(engine, dataset, folder, first)
         if processes.first:
@@ -187,6 +193,8 @@ def build_engine(
         )
     for path in init:
         _initialise(networks, recipe, path)
+    if recipe.quantise is not None and Owner.STUDENT in networks:
+        networks[Owner.STUDENT] = QuantisedStudent(networks[Owner.STUDENT])
     encoder = _build_encoder(recipe) if TermName.CONTRASTIVE in recipe.terms_used() else None
     return Engine(
         recipe,
@@ -209,9 +217,20 @@ def architectures(recipe: Recipe) -> dict[Owner, str]:
     }
 
 
+def initial_weights(init: Sequence[Path]) -> list[Path]:
+    """The files to start from, where packaged students may be given by their names."""
+    return [weights_path(path.name) if str(path) in list(ModelName) and not path.exists() else path for path in init]
+
+
 def check_given(recipe: Recipe, init: Sequence[Path]) -> None:
     """Refuse a recipe that looks at a network which nothing has trained."""
     given = {read_card(path).architecture for path in init}
+    if recipe.quantise is not None and architectures(recipe)[Owner.STUDENT] not in given:
+        raise InputError(
+            f"the recipe {recipe.name} fine-tunes a student for INT8",
+            rule="it starts from trained weights, and learns the pictures that they make in float",
+            remedy=f"give them: --init {architectures(recipe)[Owner.STUDENT]}, or a checkpoint",
+        )
     for owner in sorted(needed_owners(recipe)):
         if owner not in recipe.optimisers and architectures(recipe)[owner] not in given:
             raise InputError(
@@ -224,6 +243,12 @@ def check_given(recipe: Recipe, init: Sequence[Path]) -> None:
 def _initialise(networks: dict[Owner, nn.Module], recipe: Recipe, path: Path) -> None:
     """Load one weight file into the network of its architecture."""
     card, known = read_card(path), architectures(recipe)
+    if card.int8_scales:
+        raise InputError(
+            f"{path} was fine-tuned for INT8",
+            rule="its weights have the form of the exported file, in which nothing is trained from the start",
+            remedy="start from the checkpoint that it was made of",
+        )
     owner = next((owner for owner, name in known.items() if name == card.architecture), Owner.STUDENT)
     if owner not in networks:
         raise InputError(
@@ -274,6 +299,7 @@ def _export_weights(engine: Engine, folder: RunFolder, trained_on: str) -> None:
     """Write each trained network as safetensors with its card."""
     for owner in _trained(engine):
         network = engine.shown(owner)
+        scales = network.scales if isinstance(network, QuantisedStudent) else {}
         averaged = (
             f", weights averaged with decay {engine.recipe.optimisers[owner].ema}" if owner in engine.averages else ""
         )
@@ -286,8 +312,10 @@ def _export_weights(engine: Engine, folder: RunFolder, trained_on: str) -> None:
             licence="Apache-2.0",
             metrics={},
             notes=f"recipe {engine.recipe.name}, {engine.steps_done[owner]} steps, seed {engine.recipe.seed}{averaged}",
+            int8_scales=scales,
         )
-        save_weights(_weights_file(folder, owner), network, card)
+        written = network.deployed() if isinstance(network, QuantisedStudent) else network
+        save_weights(_weights_file(folder, owner), written, card)
 
 
 def _report(engine: Engine, folder: RunFolder, pairs: int, seconds: float) -> DistillReport:

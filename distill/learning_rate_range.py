@@ -28,10 +28,11 @@ from duskfuse.data.reading import Reading
 from duskfuse.distill.context import Batch
 from duskfuse.distill.critics import with_segmenter
 from duskfuse.distill.dataset import load_batches
-from duskfuse.distill.distill import build_engine, check_given, open_dataset, with_encoder
+from duskfuse.distill.distill import build_engine, check_given, initial_weights, open_dataset, with_encoder
 from duskfuse.distill.engine import Engine
 from duskfuse.distill.learning_rate_plot import plot_rates
 from duskfuse.distill.perceptual_network import with_perceptual
+from duskfuse.distill.quantised import make_ready
 from duskfuse.distill.recipe import EncoderName, Owner, Recipe
 from duskfuse.distill.recipe_files import load_recipe
 
@@ -90,6 +91,7 @@ def find_lr(
     The other arguments are those of ``distill``. Raises ``InputError`` where no step moves the owner.
     """
     resolved = with_encoder(load_recipe(recipe, changes), encoder, encoder_weights)
+    init = initial_weights(init)
     step = _first_step(resolved, owner)
     files = [out / f"learning_rate_{owner.value}.{suffix}" for suffix in ("json", "png")]
     if not overwrite and (there := [file for file in files if file.exists()]):
@@ -100,6 +102,8 @@ def find_lr(
     resolved, critic = with_segmenter(resolved, pairs)
     dataset = open_dataset(pairs, resolved, cache, masks, teacher, critic)
     engine = build_engine(resolved, init, critic=critic, perceptual=perceptual)
+    if resolved.quantise is not None:
+        make_ready(engine.networks[Owner.STUDENT], dataset, resolved.quantise)
     rates = [float(rate) for rate in np.geomspace(LOWEST, HIGHEST, UPDATES)]
     batches = load_batches(dataset, resolved.data, 0, len(rates) + resolved.unrolls)
     losses = sweep_rates(engine, step, track(batches, f"find-lr {owner}", total=len(rates)), rates)

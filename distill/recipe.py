@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from duskfuse.data.errors import InputError
 from duskfuse.distill.augment_config import CACHED_JITTER, AugmentConfig, Plain
+from duskfuse.distill.quantise_config import QuantiseConfig
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.contrastive import Masking, Norm
 from duskfuse.tasks.fusion_quality import QUALITY_METRICS, WITHOUT_GRADIENT
@@ -31,13 +32,15 @@ class Owner(StrEnum):
 
 
 class FusionField(StrEnum):
-    """What a term may look at: live outputs, their stop-gradient twins, the cached teacher image, a picture made of the
-    sources by rule, and for the denoiser the picture that it is to find under the noise."""
+    """What a term may look at: live outputs, their stop-gradient twins, the float student that a quantised one was made
+    from, the cached teacher image, a picture made of the sources by rule, and for the denoiser the picture that it is
+    to find under the noise."""
 
     STUDENT = "student"
     STUDENT_SG = "student_sg"
     TEACHER = "teacher"
     TEACHER_SG = "teacher_sg"
+    STUDENT_FLOAT = "student_float"
     TEACHER_CACHED = "teacher_cached"
     PSEUDO_LABEL = "pseudo_label"
     DENOISER = "denoiser"
@@ -45,6 +48,7 @@ class FusionField(StrEnum):
 
 
 NEEDS_TAPS = frozenset({TermName.FEATURES, TermName.FEATURE_ADAPTERS})
+WITHOUT_TAPS = frozenset({FusionField.STUDENT_FLOAT, FusionField.TEACHER_CACHED, FusionField.PSEUDO_LABEL})
 DEFAULT_REFERENCES = {
     Owner.STUDENT: FusionField.TEACHER_SG,
     Owner.TEACHER: FusionField.STUDENT_SG,
@@ -123,7 +127,7 @@ class StepConfig(Plain):
             reference = self.reference(name)
             if reference is self.live:
                 raise ValueError(f"term {name} compares {self.owner} with itself: name another reference")
-            if name in NEEDS_TAPS and reference in (FusionField.TEACHER_CACHED, FusionField.PSEUDO_LABEL):
+            if name in NEEDS_TAPS and reference in WITHOUT_TAPS:
                 raise ValueError(
                     f"term {name} needs feature maps, and {reference} has none: "
                     "remove the term or use reference: teacher_sg"
@@ -328,6 +332,7 @@ class Recipe(Plain):
     main_network: MainNetworkConfig = MainNetworkConfig()
     encoder: EncoderConfig = EncoderConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
+    quantise: QuantiseConfig | None = None
     contrastive: ContrastiveConfig = ContrastiveConfig()
     quality: dict[str, Weight] = Field(default_factory=dict)
     """Fusion metrics of the quality term by name, with their weights: VIF: 0.5, Nabf: 2, ..."""
@@ -387,6 +392,18 @@ class Recipe(Plain):
             raise ValueError(f"{both}, and {TermName.FEATURE_ADAPTERS} moves adapters besides: remove one of the two")
         if self.precision is Precision.FLOAT16:
             raise ValueError(f"{both}, and the gradient scaling of float16 cannot follow: use bfloat16 or float32")
+
+    @model_validator(mode="after")
+    def _quantised_fits(self) -> Recipe:
+        if self.quantise is None:
+            if FusionField.STUDENT_FLOAT in self.fields_used():
+                raise ValueError("terms look at student_float, and only a quantised student has one: add quantise: {}")
+            return self
+        if self.precision is not Precision.FLOAT32:
+            raise ValueError("quantise rounds as INT8 does, and other rounding would hide it: set precision to float32")
+        if self.unrolls:
+            raise ValueError("quantise, and rounding has no second derivative: remove unroll")
+        return self
 
     @model_validator(mode="after")
     def _quality_can_be_learned(self) -> Recipe:

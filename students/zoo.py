@@ -87,7 +87,7 @@ def load_student(model: str | Path) -> tuple[nn.Module, ModelCard]:
     Raises InputError for an unknown name, a missing file, a teacher's checkpoint, and whatever is wrong with the file
     (see `duskfuse.data.weights.load_weights`).
     """
-    path = _weights_path(model)
+    path = weights_path(model)
     card = read_card(path)
     try:
         student = build_student(card.architecture, card.settings)
@@ -152,7 +152,8 @@ def _described(packaged: Path) -> dict[str, JsonValue]:
     }
 
 
-def _weights_path(model: str | Path) -> Path:
+def weights_path(model: str | Path) -> Path:
+    """The file of a packaged model's weights by its name, or a checkpoint's path as it is; InputError without one."""
     if isinstance(model, str) and model in list(ModelName):
         packaged = WEIGHTS / f"{model}.safetensors"
         if not packaged.is_file():

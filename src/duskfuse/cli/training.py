@@ -18,7 +18,10 @@ TeacherName = Annotated[str | None, typer.Option(help="Which cached teacher to u
 Encoder = Annotated[str | None, typer.Option(help="sam, squeezenet or filters.", show_default=False)]
 EncoderWeights = Annotated[Path | None, typer.Option(help="Weights of the encoder.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
-Init = Annotated[list[Path] | None, typer.Option(help="Start from these weights; repeatable.", show_default=False)]
+Init = Annotated[
+    list[Path] | None,
+    typer.Option(help="Start from these weights, a file or a packaged student; repeatable.", show_default=False),
+]
 
 
 @app.command("distill", rich_help_panel=PANEL)
