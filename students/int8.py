@@ -82,11 +82,15 @@ def prepare_int8(
 
 @torch.no_grad()
 def equalise(network: QuantisedStudent, sources: Sequence[Source]) -> None:
-    """Bring the channels of every link that the student names to one range; in float nothing changes."""
-    student = network.student
-    for link in student.links if isinstance(student, Equalisable) else ():
-        highest = _highest(network, link.readers, sources)
-        factors = (highest.max() / highest.clamp_min(1e-12)).clamp_max(MOST_FACTOR)
+    """Bring the channels of every link that the student names to one range; in float nothing changes.
+
+    The factors of a link change no map but its own, so that all are found at once.
+    """
+    links = network.student.links if isinstance(network.student, Equalisable) else ()
+    highest = _highest(network, {name for link in links for name in link.readers}, sources) if links else {}
+    for link in links:
+        most = torch.stack([highest[name] for name in link.readers]).amax(dim=0)
+        factors = (most.max() / most.clamp_min(1e-12)).clamp_max(MOST_FACTOR)
         for layer in (network.layers[name] for name in link.writers):
             layer.weight.mul_(factors[:, None, None, None])
             if layer.bias is not None:
@@ -95,18 +99,19 @@ def equalise(network: QuantisedStudent, sources: Sequence[Source]) -> None:
             layer.weight.div_(factors[None, :, None, None])
 
 
-def _highest(network: QuantisedStudent, names: Collection[str], sources: Sequence[Source]) -> Tensor:
-    """Largest absolute value of every channel, ``[C]``, in the inputs of the named layers, which are equally wide."""
-    maps: list[Tensor] = []
+def _highest(network: QuantisedStudent, names: Collection[str], sources: Sequence[Source]) -> dict[str, Tensor]:
+    """Largest absolute value of every channel, ``[C]``, in the input of each of the named layers."""
+    most: dict[str, Tensor] = {}
 
     def note(name: str, x: Tensor, _: Tensor) -> None:
         if name in names:
-            maps.append(x.abs().amax(dim=(0, 2, 3)))
+            here = x.abs().amax(dim=(0, 2, 3))
+            most[name] = torch.maximum(most.get(name, here), here)
 
     with shown(network, note):
         for source in sources:
             network(*source)
-    return torch.stack(maps).amax(dim=0)
+    return most
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from rtx_builder import CRASHED, build_all
 
 from duskfuse.export.calibration import Planes
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, save_graph, set_properties
-from duskfuse.export.quantise import FLOAT_ENDS, convolution_depths, quantise
+from duskfuse.export.quantise import quantise
 from duskfuse.export.tensorrt_lint import Verdict, lint
 from duskfuse.export.tensorrt_releases import releases
 from duskfuse.students.zoo import ModelName, build_student, load_student
@@ -30,16 +30,14 @@ SMALL, MIDDLE, CAMERA = (64, 96), (120, 160), (480, 640)
 
 
 def write_precisions(model: str, size: tuple[int, int], folder: Path) -> dict[str, Path]:
-    """The files of a student for one size; INT8 with the fewest float convolutions, so with the most to refuse."""
+    """The files of a student for one size; INT8 as export chooses it."""
     torch.manual_seed(0)
     student = load_student(model)[0] if model in list(ModelName) else build_student(model, {}).eval()
     fp32 = build_graph(DeployedStudent(student), size=size)
-    depths = convolution_depths(fp32)
-    keep = [name for name, (head, tail) in depths.items() if head <= FLOAT_ENDS[0][0] or tail <= FLOAT_ENDS[0][1]]
     graphs = {
         Precision.FP32: fp32,
         Precision.FP16: build_graph(DeployedStudent(student, half=True), size=size),
-        Precision.INT8: quantise(fp32, [Planes("p", *planes(size))], keep if len(keep) < len(depths) else []),
+        Precision.INT8: quantise(student, [Planes("p", *planes(size))], size)[0],
     }
     paths = {}
     for precision, graph in graphs.items():
