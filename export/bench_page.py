@@ -15,12 +15,13 @@ from typing import Any
 
 from duskfuse import __version__
 from duskfuse.data.errors import InputError
-from duskfuse.evaluate.report import COLOURS, Body, Html, Page, join, line_chart_svg, note, paragraph, table
+from duskfuse.evaluate.report import COLOURS, Body, Html, Page, folded, join, line_chart_svg, note, paragraph, table
 from duskfuse.export.device_runs import DeviceRun, RunResult, incomparable
 
 _ASSETS = "duskfuse.evaluate.report_page"
 _POINTS = 60
 """Points of a line over one run."""
+_SHOWN_LAYERS = 12
 _PRECISIONS = {"int8": 8, "fp16": 16, "fp32": 32}
 _STYLE = """
 .bars { display: grid; grid-template-columns: minmax(9rem, 17rem) minmax(0, 1fr); gap: .5rem 1rem; font-size: .85rem;
@@ -88,6 +89,8 @@ def bench_page(runs: Sequence[DeviceRun]) -> Page:
     if any(row.result.energy_mj for row in rows):
         page.section("Energy per picture", *_energy(rows))
     page.section("Over the run", *_over_time(rows))
+    if any(row.result.layers for row in rows):
+        page.section("Where the GPU's time goes", *_layers(rows))
     page.section("The devices", _devices(runs))
     if remarks := _remarks(rows, runs):
         page.section("Remarks on single runs", remarks)
@@ -216,6 +219,19 @@ def _course(result: RunResult) -> list[tuple[float, float]]:
     groups = [times[start : start + size] for start in range(0, len(times), size)]
     step = result.seconds / len(times) if times else 0
     return [((place + 0.5) * size * step, median(group)) for place, group in enumerate(groups)]
+
+
+def _layers(rows: Sequence[_Row]) -> list[Html]:
+    content = [
+        paragraph("The slowest layers of each engine, as trtexec profiled them in a run apart, where they take longer.")
+    ]
+    for row in rows:
+        slowest = sorted(row.result.layers, key=lambda layer: -layer.mean_ms)[:_SHOWN_LAYERS]
+        if slowest:
+            lines = [[layer.name, _ms(layer.mean_ms), f"{layer.percent:.1f} %"] for layer in slowest]
+            shown = table(["layer", "mean, ms", "share"], Body(lines))
+            content.append(folded(f"{row.network} on {row.device}", shown))
+    return content
 
 
 def _devices(runs: Sequence[DeviceRun]) -> Html:

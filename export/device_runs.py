@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from duskfuse.data.errors import InputError
 from duskfuse.export.runtime.bench import FORMAT, VERSION
 from duskfuse.export.runtime.tegrastats import INPUT_RAILS
-from duskfuse.export.trtexec import Summary, parse_output
+from duskfuse.export.trtexec import Layer, Summary, parse_export_profile, parse_output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +47,8 @@ class RunResult:
     times_ms: Sequence[float]
     """Of the network, one after the other."""
     trtexec: Summary | None = None
+    layers: tuple[Layer, ...] = ()
+    """Of trtexec's profile, made in a run of its own."""
 
     @property
     def input_rail(self) -> str | None:
@@ -180,6 +182,7 @@ def _result(entry: Mapping[str, Any]) -> RunResult:
     times = [float(value) for value in entry["times_ms"]["network"]]
     whole = entry["whole"]
     raw = entry.get("trtexec")
+    summary = parse_output(str(raw["output"])) if raw else None
     result = RunResult(
         model=str(entry["model"]),
         sha256=str(entry["sha256"]),
@@ -196,7 +199,8 @@ def _result(entry: Mapping[str, Any]) -> RunResult:
         seen=dict(entry["seen"] or {}),
         warnings=tuple(map(str, entry["warnings"])),
         times_ms=times,
-        trtexec=parse_output(str(raw["output"])) if raw else None,
+        trtexec=summary,
+        layers=() if raw is None or summary is None else parse_export_profile(str(raw["profile"])) or summary.layers,
     )
     if not all(map(math.isfinite, times)):
         raise ValueError("a time that is no number")

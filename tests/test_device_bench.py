@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from duskfuse.cli import app
 from duskfuse.data.errors import InputError
 from duskfuse.export import device_bench as module
+from duskfuse.export.bench_page import bench_page
 from duskfuse.export.device_bench import DeviceOptions, bench_devices
 from duskfuse.export.device_runs import DeviceRun, read_document, read_run
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph, set_properties
@@ -167,6 +168,7 @@ def one(runs: list[DeviceRun]) -> DeviceRun:
 
 
 @needs_sshd
+@pytest.mark.slow
 def test_a_device_is_measured_and_left_as_it_was(
     device: Device, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +198,8 @@ def test_a_device_is_measured_and_left_as_it_was(
     assert by_trtexec.flags == {"cuda_graph": "stated", "spin_wait": "stated", "no_transfers": "stated"}
     assert by_trtexec.trtexec is not None
     assert by_trtexec.trtexec.times["GPU Compute Time"].median == 0.388443
+    assert [layer.name for layer in by_trtexec.layers] == ["/conv1/Conv + /act1/Relu"]
+    assert "/conv1/Conv + /act1/Relu" in bench_page([run]).html()
     assert run.path is not None
     assert read_run(run.path) == run
     (kept,) = device.bench_home.iterdir()
