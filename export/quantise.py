@@ -92,10 +92,11 @@ class _Writer:
         picture, weight, *bias = node.input
         kernel = numpy_helper.to_array(self._weights[weight])
         steps = np.maximum(np.abs(kernel).max(axis=(1, 2, 3)) / np.float32(HIGHEST), np.float32(SMALLEST_SCALE))
-        before = [*self._pair(picture, np.float32(self._scales[layer])), *self._pair(weight, steps)]
+        scale = np.float32(self._scales[layer])
+        before = [*self._pair(picture, scale), *self._pair(weight, steps)]
         conv = NodeProto()
         conv.CopyFrom(node)
-        conv.input[:] = [_name(picture, self._scales[layer]), _name(weight, steps), *bias]
+        conv.input[:] = [_name(picture, scale), _name(weight, steps), *bias]
         return [*before, conv]
 
     def _pair(self, value: str, scale: NDArray[np.float32] | np.float32) -> list[NodeProto]:

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_files import planes
 from onnx import helper
 from onnx_cases import ACCEPTED, REFUSED
 from rtx_builder import CRASHED, build_all
 
-from duskfuse.export.calibration import Planes
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, save_graph, set_properties
-from duskfuse.export.quantise import quantise
+from duskfuse.export.quantise import with_qdq
 from duskfuse.export.tensorrt_lint import Verdict, lint
 from duskfuse.export.tensorrt_releases import releases
+from duskfuse.students.fake_quantise import QuantisedStudent
 from duskfuse.students.zoo import ModelName, build_student, load_student
 
 pytest.importorskip("tensorrt_rtx", reason="NVIDIA's builder is installed by the extra tensorrt-rtx")
@@ -30,14 +29,15 @@ SMALL, MIDDLE, CAMERA = (64, 96), (120, 160), (480, 640)
 
 
 def write_precisions(model: str, size: tuple[int, int], folder: Path) -> dict[str, Path]:
-    """The files of a student for one size; INT8 as export chooses it."""
+    """The files of a student for one size; INT8 with every convolution quantised, so with the most to refuse."""
     torch.manual_seed(0)
     student = load_student(model)[0] if model in list(ModelName) else build_student(model, {}).eval()
-    fp32 = build_graph(DeployedStudent(student), size=size)
+    quantised = QuantisedStudent(student).eval()
+    int8 = build_graph(DeployedStudent(quantised.deployed()), size=size)
     graphs = {
-        Precision.FP32: fp32,
+        Precision.FP32: build_graph(DeployedStudent(student), size=size),
         Precision.FP16: build_graph(DeployedStudent(student, half=True), size=size),
-        Precision.INT8: quantise(student, [Planes("p", *planes(size))], size)[0],
+        Precision.INT8: with_qdq(int8, dict.fromkeys(quantised.layers, 1 / 127)),
     }
     paths = {}
     for precision, graph in graphs.items():
