@@ -3,11 +3,11 @@
     python benchmarks/live.py --out benchmarks/results/live.json
 
 Two 640×480 H.264 videos of built-in scenes are decoded, paired, fused by `edge` (ONNX Runtime, one thread), coloured
-and encoded as H.264. **Overhead** is the wall time per frame of all of that, less the wall time of one run of the network
-on one thread, over the latter. Both take turns, so that a machine that slows down slows both; medians are reported, all
-times are kept. Beside the clock stands the processor time per frame, which other programs' load does not touch; from
-it follows `overhead_if_two_cores_were_free`, an estimate: the larger of half the processor time (two cores, shared
-perfectly) and of the slowest stage's, which no schedule can beat.
+and encoded as H.264. **Overhead** is the wall time per frame of all of that, less the wall time of one run of the
+network on one thread, over the latter. Both take turns, so that a machine that slows down slows both; medians are
+reported, all times are kept. Beside the clock stands the processor time per frame, which other programs' load does not
+touch; from it follows `overhead_if_two_cores_were_free`, an estimate: the larger of half the processor time (two
+cores, shared perfectly) and of the slowest stage's, which no schedule can beat.
 
 The memory run pushes tiny frames through the same pipeline. A busy machine is no place for these numbers: the load is
 recorded before and after.

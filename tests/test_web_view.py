@@ -169,9 +169,10 @@ def test_tokens_are_made_or_taken_from_the_environment(monkeypatch: pytest.Monke
     assert "token" not in views[2].url
     for view in views:
         view.close()
-    monkeypatch.setenv(TOKEN_VARIABLE, "short")
-    with pytest.raises(DeviceInputError, match="16 characters"):
-        WebView("0.0.0.0:0", statistics)
+    for wrong in ("short", "long enough; but no token", TOKEN + "\r\nX: y"):
+        monkeypatch.setenv(TOKEN_VARIABLE, wrong)
+        with pytest.raises(DeviceInputError, match="16 characters"):
+            WebView("0.0.0.0:0", statistics)
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", "1:2:3", "a:70000", "-1", "8080x"])

@@ -127,7 +127,7 @@ class Encoder:
             self._container: Any = av.open(place, "w", format=container, options=container_options or {})
             self._stream = self._container.add_stream(codec, rate=30, options=options)
         except (OSError, ValueError) as error:  # PyAV's errors are both, by the system's number
-            raise DeviceError(f"{self._name} cannot be opened for writing ({error})", remedy="check it") from error
+            raise DeviceError(f"{self._name} cannot be opened for writing ({_why(error)})") from error
         self._stream.height, self._stream.width = self._size
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
@@ -154,7 +154,9 @@ class Encoder:
             try:
                 self._container.close()
             except (OSError, ValueError) as error:
-                raise DeviceError(f"{self._name} cannot be completed ({error})", remedy="check the disk") from error
+                raise DeviceError(
+                    f"{self._name} cannot be completed ({_why(error)})", remedy="check the disk"
+                ) from error
 
     def abandon(self) -> None:
         """Close a container whose other end is gone."""
@@ -167,7 +169,7 @@ class Encoder:
                 self._container.mux(packet)
         except (OSError, ValueError) as error:
             remedy = "check the space on the disk, or the connection"
-            raise DeviceError(f"{self._name} cannot be written ({error})", remedy=remedy) from error
+            raise DeviceError(f"{self._name} cannot be written ({_why(error)})", remedy=remedy) from error
 
     def _fit(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = picture.shape[:2]
@@ -309,6 +311,11 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise DeviceInputError(
             f"{path} is there already", "nothing is overwritten unasked", "give another --out, or --overwrite"
         )
+
+
+def _why(error: Exception) -> str:
+    """What the system says, without the password that a URL in it may hold."""
+    return without_secret(str(error))
 
 
 def _need_av() -> None:

@@ -17,6 +17,7 @@ import hmac
 import ipaddress
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -70,8 +71,9 @@ class WebView:
         self._pictures = _Pictures()
         local = is_loopback(host)
         given = token or os.environ.get(TOKEN_VARIABLE)
-        if not local and given is not None and len(given) < SHORTEST_TOKEN:
-            raise DeviceInputError("a token that can be guessed", f"it has {SHORTEST_TOKEN} characters or more")
+        if not local and given is not None and not re.fullmatch(rf"[\w.~-]{{{SHORTEST_TOKEN},}}", given, re.ASCII):
+            rule = f"it has {SHORTEST_TOKEN} characters or more, of letters, digits, - and _"
+            raise DeviceInputError("a token that can be guessed, or fits into no address", rule)
         self._token = None if local else given or secrets.token_urlsafe(24)
         try:
             self._server = _Server(host, port, self._pictures, statistics, self._token)
