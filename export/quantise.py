@@ -78,6 +78,9 @@ class _Writer:
     def __init__(self, graph: onnx.GraphProto, scales: Mapping[str, float]) -> None:
         self._graph = graph
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:  # the exporter writes equal weights once, and their other names as copies
+            if node.op_type == "Identity" and node.input[0] in self._weights:
+                self._weights[node.output[0]] = self._weights[node.input[0]]
         self._layers = {_LAYER.format(name): name for name in scales}
         self._scales = scales
         self._made: set[str] = set()
@@ -90,7 +93,7 @@ class _Writer:
             return [node]
         self.found.add(layer)
         picture, weight, *bias = node.input
-        kernel = numpy_helper.to_array(self._weights[weight])
+        weight, kernel = self._weights[weight].name, numpy_helper.to_array(self._weights[weight])
         steps = np.maximum(np.abs(kernel).max(axis=(1, 2, 3)) / np.float32(HIGHEST), np.float32(SMALLEST_SCALE))
         scale = np.float32(self._scales[layer])
         before = [*self._pair(picture, scale), *self._pair(weight, steps)]
