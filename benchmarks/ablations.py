@@ -173,7 +173,7 @@ def _results() -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mean over the seeds, in how many metrics a variant is better than the base, and the loss by shift."""
+    """Markdown: means over seeds, in how many metrics better than the base of the same seeds, and the loss by shift."""
     if not rows:
         return "no results"
     lines = [f"| variant | seeds | {' | '.join(map(_headed, METRICS))} | better than base | s |"]
@@ -192,13 +192,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _score_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    base = _means(rows, "base")
     for name in _names(rows):
         means = _means(rows, name)
-        better = sum(_is_better(metric, means[metric], base[metric]) for metric in METRICS) if base else 0
         cells = [_figures(means[metric]) for metric in METRICS]
         mine = [row for row in rows if row["variant"] == name]
         seconds = fmean(row["train_s"] for row in mine)
+        base = _means([row for row in rows if row["seed"] in {row["seed"] for row in mine}], "base")
+        better = sum(_is_better(metric, means[metric], base[metric]) for metric in METRICS) if base else 0
         compared = "–" if name == "base" else f"{better} of {len(METRICS)}"
         yield f"| {name} | {len(mine)} | {' | '.join(cells)} | {compared} | {seconds:.0f} |"
 
