@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from duskfuse.data.colour import luminance, recombine
 from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.students.int8 import Link
+from duskfuse.students.steering.taps import Modality, Tap
 
 EDGE, NANO = "edge", "nano"
 """Architecture names."""
@@ -82,6 +83,15 @@ class EdgeStudent(nn.Module):
         """Only ReLU and bilinear resizing lie behind the stems and the rejoined context."""
         behind = ("fine.0.0",) if self.plan.fine_layers else tuple(f"heads.{name}" for name in self.plan.coefficients)
         return (Link(("stem_ir.0", "stem_vis.0", "rejoin.0"), ("context.0.0", *behind)),)
+
+    @property
+    def steering_taps(self) -> tuple[Tap, ...]:
+        """Both stems before they are summed up, and the context."""
+        stems = (
+            Tap("stem_ir", self.plan.stem, _BLOCK, Modality.IR),
+            Tap("stem_vis", self.plan.stem, _BLOCK, Modality.VIS),
+        )
+        return (*stems, Tap("context", self.plan.context, 2 * _BLOCK, Modality.JOINT))
 
     @property
     def settings(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from duskfuse.data.colour import luminance
 from duskfuse.data.fuser import Colour, FusionOutput
+from duskfuse.students.steering.taps import Modality, Tap
 
 ARCHITECTURE = "mobile"
 GLOBAL_TOKENS = 2048
@@ -81,6 +82,16 @@ class MobileStudent(nn.Module):
         self.finish = nn.Sequential(_unit(_FUSED[0] + 1 + channels, _FULL, 3), _unit(_FULL, _FULL, 3))
         self.last = nn.Conv2d(_FULL, channels, 3, padding=1)
         self._initialise()
+
+    @property
+    def steering_taps(self) -> tuple[Tap, ...]:
+        """The maps of both encoders, from fine to coarse."""
+        sides = ((Modality.IR, "encode_ir"), (Modality.VIS, "encode_vis"))
+        return tuple(
+            Tap(f"{name}.stages.{number}", channels, 2 ** (number + 1), modality)
+            for number, channels in enumerate(_ENCODED)
+            for modality, name in sides
+        )
 
     @property
     def settings(self) -> dict[str, str]:

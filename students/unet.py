@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from duskfuse.data.errors import InputError
 from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.students.int8 import Link
+from duskfuse.students.steering.taps import Modality, Tap
 
 ARCHITECTURE = "unet"
 MIN_SIDE = 4
@@ -67,6 +68,11 @@ class UNetStudent(nn.Module):
         within = [(f"stage{n}.{i}", f"stage{n}.{i + 2}") for n in range(1, 6) for i in (0, 2)]
         between = [("merge4.0", "stage4.0"), ("merge5.0", "stage5.0"), ("stage5.4", "last")]
         return tuple(Link((writer,), (reader,)) for writer, reader in (*within, *between))
+
+    @property
+    def steering_taps(self) -> tuple[Tap, ...]:
+        """The stages of the way down; both modalities are together from the first convolution on."""
+        return tuple(Tap(f"stage{n}", _CHANNELS, 2 ** (n - 1), Modality.JOINT) for n in (1, 2, 3))
 
     @property
     def settings(self) -> dict[str, str]:

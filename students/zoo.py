@@ -12,7 +12,7 @@ from torch import nn
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.weights import ModelCard, load_weights, read_card
-from duskfuse.students import edge, mobile, unet
+from duskfuse.students import edge, mobile, unet, vfn
 from duskfuse.students.fold import fold_batchnorm
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     mobile.ARCHITECTURE: mobile.MobileStudent,
     edge.EDGE: edge.EdgeStudent,
     edge.NANO: edge.NanoStudent,
+    vfn.ARCHITECTURE: vfn.VisionFeatureNetwork,
 }
 """Every student; a new one is a file and a line here. Its constructor's annotations are the rule of its settings."""
 

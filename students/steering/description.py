@@ -1,0 +1,104 @@
+"""What the choice of kernels looks at: short vectors of the task network's features and of the student's own.
+
+The published form convolves the student's map at its full resolution and the task's features as one sequence of C·h·w
+values, which makes the description cost several times the fusion itself and grow with both resolutions. The default
+averages both down to a bounded size first; parameters are the same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTH = 8
+"""Channels of a compensated map."""
+SELECTION, QUERY = 16, 256
+"""Length of what configurations and vectors are chosen by."""
+_SLOPE = 0.2
+_EPSILON = 1e-6
+
+
+class Descriptor(NamedTuple):
+    """What is known about a task's need in one feature map; half of each vector is the task's, half the map's."""
+
+    selection: Tensor
+    """``[B, 16]``, for the configurations."""
+    query: Tensor
+    """``[B, 256]``, for the base vectors."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Sides to which features are averaged down before they are described; None leaves them as they are."""
+
+    image: int | None = 128
+    task: int | None = 16
+
+
+PUBLISHED = Resolution(image=None, task=None)
+
+
+class Description(nn.Module):
+    """Describes pairs of a student's map and a task's features, whatever their sizes."""
+
+    def __init__(self, resolution: Resolution | None = None) -> None:
+        super().__init__()
+        self.resolution = resolution or Resolution()
+        self.selection_task = _sequence_network(1, 4, WIDTH)
+        self.selection_image = _map_network(WIDTH, SELECTION - WIDTH)
+        self.query_task = _sequence_network(1, 64, QUERY // 2, activated=True)
+        self.query_image = _map_network(WIDTH, 64, QUERY // 2)
+
+    def forward(self, maps: Tensor, features: Tensor) -> Descriptor:
+        """Describe ``maps [B, 8, H, W]`` and ``features [B, C, h, w]``.
+
+        What the task's features are divided by, the root of their mean square, is at least 1e-3: features that are 0
+        everywhere give a description like any others.
+        """
+        maps = _averaged(maps, self.resolution.image)
+        sequence = _averaged(features.to(maps.dtype), self.resolution.task).flatten(1)[:, None]
+        scaled = sequence * torch.rsqrt(sequence.float().square().mean(dim=2, keepdim=True) + _EPSILON)
+        return Descriptor(
+            torch.cat([self.selection_task(sequence).mean(dim=2), self.selection_image(maps).mean(dim=(2, 3))], dim=1),
+            torch.cat([self.query_task(scaled).mean(dim=2), self.query_image(maps).mean(dim=(2, 3))], dim=1),
+        )
+
+    def macs(self, size: tuple[int, int], features: tuple[int, int, int]) -> int:
+        """Multiplications for one map of ``size`` (height, width) and features of (channels, height, width)."""
+        height, width = _bounded(size, self.resolution.image)
+        channels, *side = features
+        rows, columns = _bounded((side[0], side[1]), self.resolution.task)
+        per_pixel = sum(conv.weight.numel() for conv in self.modules() if isinstance(conv, nn.Conv2d))
+        per_value = sum(conv.weight.numel() for conv in self.modules() if isinstance(conv, nn.Conv1d))
+        return per_pixel * height * width + per_value * channels * rows * columns
+
+
+def _sequence_network(*widths: int, activated: bool = False) -> nn.Sequential:
+    """Convolutions of three neighbours, with leaky ReLUs between them, or behind each."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Conv1d(inputs, outputs, 3, padding=1, bias=False), nn.LeakyReLU(_SLOPE)]
+    return nn.Sequential(*(layers if activated else layers[:-1]))
+
+
+def _map_network(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(_SLOPE)]
+    return nn.Sequential(*layers)
+
+
+def _bounded(size: tuple[int, int], most: int | None) -> tuple[int, int]:
+    return size if most is None else (min(size[0], most), min(size[1], most))
+
+
+def _averaged(maps: Tensor, most: int | None) -> Tensor:
+    height, width = maps.shape[-2:]
+    smaller = _bounded((height, width), most)
+    return maps if smaller == (height, width) else F.adaptive_avg_pool2d(maps, smaller)
