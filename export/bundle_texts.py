@@ -130,10 +130,9 @@ CONTENTS = {
 
 def build_script(content: Mapping[str, Any]) -> str:
     """``build.sh``: engines of the fp16 networks, of all of them where there is none."""
-    files, profile = content["files"], content.get("profile")
+    files = content["files"]
     chosen = [entry for entry in files if entry["precision"] == "fp16"] or files
-    sizes = f" --sizes {profile['min']},{profile['opt']},{profile['max']}" if profile else ""
-    builds = "\n".join(f'python3 run.py build {shlex.quote(entry["file"])}{sizes} "$@"' for entry in chosen)
+    builds = "\n".join(f'python3 run.py build {shlex.quote(entry["file"])} "$@"' for entry in chosen)
     return Template(BUILD).substitute(builds=builds)
 
 

@@ -17,6 +17,7 @@ from tensorrt_api import RELEASES
 from duskfuse.export.runtime import engine_record, tensorrt_build
 from duskfuse.export.runtime.engine_record import l4t_release, read_record, sha256
 from duskfuse.export.runtime.errors import DeviceError, DeviceInputError
+from duskfuse.export.runtime.onnx_file import LARGEST_ONNX_BYTES
 from duskfuse.export.runtime.tensorrt_build import SizeRange, add_arguments, build_engine, run
 
 RANGE = SizeRange((32, 48), SIZE, (64, 96))
@@ -78,6 +79,21 @@ def test_a_range_of_sizes_becomes_a_profile(device: StandInDevice, files: dict[s
     assert record.sizes == ["48x32", "64x48", "96x64"]
     (profile,) = device.trt._configs[-1].profiles
     assert profile.shapes == {name: [(1, 1, 32, 48), (1, 1, 48, 64), (1, 1, 64, 96)] for name in ("ir", "vis_y")}
+
+
+def test_a_file_for_any_size_names_its_own_range(newest: StandInDevice, files: dict[str, Path], tmp_path: Path) -> None:
+    def sizes(path: Path, given: SizeRange | None = None) -> list[str] | None:
+        build = {"device": newest.cuda.device, "progress": lambda _: None, "sizes": given}
+        return build_engine(path, tmp_path / "e", **build).sizes
+
+    own = {"profile_min": "50x40", "profile_opt": "64x48", "profile_max": "90x90"}
+    named = forge(files["any"], precision="fp32", **own)
+    assert sizes(named) == ["50x40", "64x48", "90x90"]
+    assert sizes(named, RANGE) == ["48x32", "64x48", "96x64"], "what is asked goes before"
+    with pytest.raises(DeviceInputError, match=r"forged.onnx names the sizes '50x40,64,90x90'.*give --sizes"):
+        sizes(forge(files["any"], precision="fp32", **own | {"profile_opt": "64"}))
+    with pytest.raises(DeviceInputError, match="from small to large"):
+        sizes(forge(files["any"], precision="fp32", **own | {"profile_max": "60x90"}))
 
 
 def test_the_second_build_measures_nothing(device: StandInDevice, files: dict[str, Path], tmp_path: Path) -> None:
@@ -233,6 +249,14 @@ def test_wrong_files_and_options(newest: StandInDevice, files: dict[str, Path], 
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(files["fp32"].read_bytes()[:-100])
     refused("not a whole ONNX file", cut)
+    model = onnx.load(files["fp32"])
+    onnx.external_data_helper.convert_model_to_external_data(model, location="w.bin", size_threshold=0)
+    onnx.save(model, tmp_path / "parted.onnx")
+    refused("keeps weights in other files", tmp_path / "parted.onnx")
+    huge = tmp_path / "huge.onnx"
+    with huge.open("wb") as stream:
+        stream.truncate(LARGEST_ONNX_BYTES + 1)  # a hole: no byte is written, and none is to be read
+    refused("has 268435457 bytes", huge)
     refused("names the precision ''", forge(files["fp32"], size="64x48"))
     refused("names the precision 'int4'", forge(files["fp32"], precision="int4"))
     refused("takes any size; .*--sizes", files["any"])

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from duskfuse.cli import app
 from duskfuse.data.errors import InputError
-from duskfuse.export.estimate.depths import convolution_depths
 from duskfuse.export.estimate.estimate import LABEL, estimate
 from duskfuse.export.estimate.fit import fit_device, fit_published
 from duskfuse.export.estimate.graphs import open_graph
@@ -25,7 +24,9 @@ from duskfuse.export.estimate.recording import FittedModule, Recording, latencie
 from duskfuse.export.estimate.roofline import BAND, PUBLISHED, Bound, Constants, kernel_times
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, save_graph
 from duskfuse.export.quantise import with_qdq
+from duskfuse.students.fake_quantise import QuantisedStudent
 from duskfuse.students.unet import UNetStudent
+from duskfuse.students.zoo import build_student
 
 ORIN = module_named("orin-nano-8gb-super")
 KNOWN = Constants(dense_efficiency=0.42, bandwidth_efficiency=0.81, kernel_us=11.0, int8_of_fp16=0.85)
@@ -181,13 +182,16 @@ def test_depthwise_and_transposed_convolutions_and_matrices() -> None:
     assert kernels["Gemm>y"].macs == 16 * 10
 
 
-def test_int8_keeps_the_ends_float_and_halves_what_lies_between() -> None:
+def test_int8_halves_every_convolution_but_those_that_only_move_pixels() -> None:
     model = graph(
-        [node("Conv", "x w", "a"), node("Conv", "a w", "b"), node("Conv", "b w", "c"), node("Conv", "c w", "y")],
+        [node("Conv", "x moves", "a"), node("Conv", "a w", "b"), node("Conv", "b w", "c"), node("Conv", "c w", "y")],
         weights={"w": (32, 32, 1, 1)},
     )
+    moves = np.eye(32, dtype=np.float32)[::-1, :, None, None].copy()
+    moves[3] *= -1
+    model.graph.initializer.append(onnx.numpy_helper.from_array(moves, "moves"))
     kernels = {kernel.name: kernel for kernel in read_kernels(model, Precision.INT8).kernels}
-    assert [kernels[f"Conv>{name}"].int8 for name in "abcy"] == [False, True, True, False]
+    assert [kernels[f"Conv>{name}"].int8 for name in "abcy"] == [False, True, True, True]
     assert kernels["Conv>b"].bytes == (32 + 32) * 40 * 60 + 32 * 32
     half = {kernel.name: kernel for kernel in read_kernels(model, Precision.FP16).kernels}
     assert half["Conv>b"].bytes == 2 * kernels["Conv>b"].bytes
@@ -211,14 +215,13 @@ def test_quantised_files_say_themselves_which_layers_are_int8() -> None:
     assert kernels["Conv>c"].bytes == 32 * 40 * 60 + 2 * 32 * 40 * 60 + 32 * 32
 
 
-def test_a_quantised_student_has_the_kernels_that_are_expected_of_it() -> None:
-    """What INT8 is taken to be before there is a file equals a file that the exporter writes."""
-    nano = open_graph("nano", "96x64").model
-    inner = {name for name, (head, tail) in convolution_depths(nano).items() if head > 1 and tail > 1}
-    weights = [node.input[1] for node in nano.graph.node if node.name in inner]
-    scales = {name.removeprefix("student.").removesuffix(".weight"): 2**-7 for name in weights}
-    quantised = read_kernels(with_qdq(nano, scales), Precision.INT8)
-    expected = read_kernels(nano, Precision.INT8)
+@pytest.mark.parametrize("name", ["edge", "nano", "unet"])
+def test_a_quantised_student_has_the_kernels_that_are_expected_of_it(name: str) -> None:
+    """What INT8 is taken to be before there is a file equals a file with all layers that the exporter quantises."""
+    layers = QuantisedStudent(build_student(name, {})).layers
+    before = build_graph(DeployedStudent(build_student(name, {}).eval()), size=(64, 96))
+    quantised = read_kernels(with_qdq(before, dict.fromkeys(layers, 2**-7)), Precision.INT8)
+    expected = read_kernels(before, Precision.INT8)
     assert any(kernel.int8 for kernel in expected.kernels)
     for count in (
         lambda work: len(work.kernels),

@@ -18,7 +18,7 @@ from tensorrt_api import API_FILE, RELEASES, api_of
 from tensorrt_standin import Crash, TensorRT
 
 from duskfuse.export.runtime import cuda_memory
-from duskfuse.export.runtime.onnx_header import DamagedOnnxError, parse_header, read_header
+from duskfuse.export.runtime.onnx_header import DamagedOnnxError, parse_header
 
 
 def module(release: str) -> TensorRT:
@@ -211,7 +211,7 @@ def test_signatures_are_those_of_the_stand_in() -> None:
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "any"])
 def test_the_header_is_what_onnx_reads(files: dict[str, Path], name: str) -> None:
-    model, header = onnx.load(files[name]), read_header(files[name])
+    model, header = onnx.load(files[name]), parse_header(files[name].read_bytes(), name)
     assert header.metadata == {entry.key: entry.value for entry in model.metadata_props}
     assert header.nodes == [(node.name, node.op_type) for node in model.graph.node]
     for ours, theirs in zip([*header.inputs, *header.outputs], [*model.graph.input, *model.graph.output], strict=True):

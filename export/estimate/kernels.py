@@ -13,7 +13,6 @@ from enum import StrEnum
 import numpy as np
 import onnx
 
-from duskfuse.export.estimate.depths import convolution_depths
 from duskfuse.export.estimate.fusion import ELEMENTWISE, MATRIX, Flow, Group, fused
 from duskfuse.export.onnx_graph import Precision
 
@@ -70,7 +69,7 @@ def read_kernels(model: onnx.ModelProto, precision: Precision) -> NetworkWork:
     Args:
         model: every shape must follow from its inputs.
         precision: FP16 or INT8. A graph without Q/DQ nodes in INT8 is taken as one in which every convolution is
-            quantised but those next to its inputs and its output.
+            quantised but those that only move pixels, as ``duskfuse export`` leaves them.
 
     Raises:
         InputError: a map has no known size.
@@ -88,7 +87,7 @@ class _Reader:
 
     def __init__(self, model: onnx.ModelProto, precision: Precision) -> None:
         self.flow = Flow(model)
-        self.int8 = _int8_names(model, precision)
+        self.int8 = _int8_names(model, self.flow, precision)
         self.groups = fused(self.flow)
 
     def work(self) -> NetworkWork:
@@ -190,8 +189,8 @@ class _Reader:
         return int(change.cumsum().max())
 
 
-def _int8_names(model: onnx.ModelProto, precision: Precision) -> set[str]:
-    """Names of the nodes that multiply in INT8; in a float file, by assumption, all but those at its two ends."""
+def _int8_names(model: onnx.ModelProto, flow: Flow, precision: Precision) -> set[str]:
+    """Names of the nodes that multiply in INT8; in a float file all convolutions but those that only move pixels."""
     if is_quantised(model):
         makers = {name: node.op_type for node in model.graph.node for name in node.output}
         return {
@@ -201,7 +200,17 @@ def _int8_names(model: onnx.ModelProto, precision: Precision) -> set[str]:
         }
     if precision is not Precision.INT8:
         return set()
-    return {name for name, (first, last) in convolution_depths(model).items() if first > 1 and last > 1}
+    kernels = {tensor.name: tensor for tensor in model.graph.initializer}
+    convolutions = (node for node in model.graph.node if node.op_type == "Conv")
+    return {node.name for node in convolutions if not _only_moves(kernels.get(flow.root(node.input[1])))}
+
+
+def _only_moves(kernel: onnx.TensorProto | None) -> bool:
+    """Say whether each filter takes one value as it is, or its negative."""
+    if kernel is None:
+        return False
+    filters = np.abs(onnx.numpy_helper.to_array(kernel)).reshape(kernel.dims[0], -1)
+    return bool(((filters.sum(axis=1) == 1) & (filters.max(axis=1) == 1)).all())
 
 
 def _copy(name: str, size: int) -> Kernel:

@@ -178,7 +178,7 @@ def check_planes(network: Network, ir: NDArray[Any], vis: NDArray[Any]) -> None:
         raise DeviceInputError(
             f"pictures of (height, width) {ir.shape}",
             f"this file takes (height, width) {network.size}",
-            "export with --size of the camera, or without a size",
+            "export with --size of the camera, or with --dynamic",
         )
 
 

@@ -6,7 +6,6 @@ An ONNX file is a protocol buffer (protobuf.dev/programming-guides/encoding); th
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .errors import DeviceInputError
@@ -38,11 +37,6 @@ class OnnxHeader(NamedTuple):
     outputs: List[Value]
     nodes: List[Tuple[str, str]]
     """Name and operator of every node, in the order of the file."""
-
-
-def read_header(onnx_path: Path) -> OnnxHeader:
-    """Read the header of a file; raises DamagedOnnxError where it is no ONNX file, OSError where it cannot be read."""
-    return parse_header(onnx_path.read_bytes(), onnx_path.name)
 
 
 def parse_header(content: bytes, name: str) -> OnnxHeader:

@@ -26,6 +26,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 from .cuda_memory import Cuda, Device
 from .engine_record import EngineRecord, l4t_release, replace_file, sha256, write_record
 from .errors import DeviceError, DeviceInputError
+from .onnx_file import read_onnx
 from .onnx_header import OnnxHeader, parse_header
 from .tensorrt_module import Progress, import_tensorrt, log_keeper, progress_monitor
 
@@ -33,6 +34,8 @@ Size = Tuple[int, int]
 
 WEAK_FLAGS: Dict[str, Sequence[str]] = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}
 """Builder flags by the precision of the file, where a release still has them."""
+PROFILE_KEYS = ("profile_min", "profile_opt", "profile_max")
+"""Metadata of a file for any size: the smallest, usual and largest it is for, as ``WIDTHxHEIGHT``."""
 STILL_BUILDING_S = 15.0
 """Seconds between signs of life while TensorRT itself says nothing."""
 
@@ -76,7 +79,7 @@ def build_engine(
             second build takes a fraction of the time of the first.
         workspace_mib: scratch memory of one layer, by default a quarter of the memory and at most 1024.
         memory_mib: memory of all that is tried while building (TensorRT 8.6 or newer); for modules with 4 GB.
-        sizes: for a file that takes any size.
+        sizes: for a file that takes any size; by default the range that ``duskfuse export --dynamic`` wrote into it.
         dla_core: experiment: put what it can onto this deep learning accelerator, the rest onto the GPU.
         progress: is given one line at a time, with the seconds since the start.
         device: the GPU, by default the one CUDA names.
@@ -89,7 +92,9 @@ def build_engine(
     say = _with_time(progress or _to_stderr)
     started = time.monotonic()
     engine_path = engine_path or onnx_path.with_suffix(".engine")
-    content, header = _read(onnx_path)
+    content = read_onnx(onnx_path)
+    header = parse_header(content, onnx_path.name)
+    sizes = sizes or _own_sizes(header, onnx_path.name)
     precision = _checked_precision(header, onnx_path.name, sizes, dla_core)
     plan = chosen_flags(trt, precision, dla=dla_core is not None)
     say(f"TensorRT {trt.__version__} on {device.name}; {onnx_path.name}, {precision}, flags: {_flag_text(plan)}")
@@ -186,12 +191,15 @@ class _Build:
         return bytes(built)
 
 
-def _read(onnx_path: Path) -> Tuple[bytes, OnnxHeader]:
+def _own_sizes(header: OnnxHeader, name: str) -> Optional[SizeRange]:
+    """The range of sizes that the metadata of a file names, None where it names none."""
+    texts = [header.metadata[key] for key in PROFILE_KEYS if key in header.metadata]
+    if len(texts) < len(PROFILE_KEYS):
+        return None
     try:
-        content = onnx_path.read_bytes()
-    except OSError as error:
-        raise DeviceInputError(f"{onnx_path}: {error.strerror}", remedy="check the path") from error
-    return content, parse_header(content, onnx_path.name)
+        return _sizes(",".join(texts))
+    except argparse.ArgumentTypeError as error:
+        raise DeviceInputError(f"{name} names the sizes {error}", remedy="give --sizes") from None
 
 
 def _checked_precision(header: OnnxHeader, name: str, sizes: Optional[SizeRange], dla_core: Optional[int]) -> str:
@@ -355,7 +363,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace", type=_positive, metavar="MIB", help="scratch memory of one layer")
     parser.add_argument("--memory", type=_positive, metavar="MIB", help="memory of the whole build (modules with 4 GB)")
     parser.add_argument(
-        "--sizes", type=_sizes, metavar="WxH,WxH,WxH", help="smallest, usual, largest, for any-size files"
+        "--sizes",
+        type=_sizes,
+        metavar="WxH,WxH,WxH",
+        help="smallest, usual, largest, of a file for any size; by default those it names itself",
     )
     parser.add_argument("--dla", type=int, metavar="CORE", help="experiment: use this deep learning accelerator")
 
