@@ -131,7 +131,7 @@ def _run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         masks=variant.masks,
         encoder=variant.encoder,
         encoder_weights=arguments.encoder_weights if variant.encoder is EncoderName.SQUEEZENET else None,
-        segmenter=arguments.segmenter if variant.critic else None,
+        critics=[arguments.segmenter] if variant.critic and arguments.segmenter else [],
     )
     trained = time.monotonic() - started
     shifts = SHIFTS if name in SHIFTED_VARIANTS else SHIFTS[:1]

@@ -1,4 +1,4 @@
-"""Which classes of a label map count, and under which name.
+"""Which classes of a label map, or of boxes, count, and under which name.
 
 Publications on one dataset count different classes, so an mIoU, and a network that was trained, is that of a named
 convention. Pixels whose label is 255, or a class that the convention leaves out, neither train nor count.
@@ -11,12 +11,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duskfuse.data.class_tables import FMB_LABELS, IGNORED, MFNET_LABELS, SCENE_LABELS, TARGET_LABELS, ClassTable
+from duskfuse.data.class_tables import (
+    DRONEVEHICLE_OBJECTS,
+    FLIR_OBJECTS,
+    FMB_LABELS,
+    IGNORED,
+    KAIST_OBJECTS,
+    LLVIP_OBJECTS,
+    M3FD_OBJECTS,
+    MFNET_LABELS,
+    MSRS_OBJECTS,
+    SCENE_LABELS,
+    SCENE_OBJECTS,
+    TARGET_LABELS,
+    ClassTable,
+)
 from duskfuse.data.errors import InputError
 from duskfuse.data.pair_files import PairFiles, read_label
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ObjectClasses:
+    """Which classes of boxes count."""
+
+    name: str
+    """Of the convention, or of where the numbers come from."""
+    names: tuple[str, ...] | None
+    """None where nobody says what the numbers mean."""
+
+    def __len__(self) -> int:
+        return len(self.names or ())
+
+    def check(self, path: Path, kind: int) -> None:
+        """Raise InputError where there is no class of this number."""
+        if self.names is not None and not 0 <= kind < len(self.names):
+            raise InputError(
+                f"{path}: class {kind}",
+                rule=f"the classes of {self.name} are {', '.join(self.names)}, numbered from 0",
+                remedy="renumber the classes, or name another convention with --classes",
+            )
+
+    def text(self, kind: int) -> str:
+        """The name of a class."""
+        return f"class {kind}" if self.names is None else self.names[kind]
 
 
 @dataclass(frozen=True)
@@ -34,6 +74,16 @@ class Convention:
         return tuple(number for number in range(len(self.table)) if number not in self.left_out)
 
 
+OBJECT_TABLES = {
+    "MSRS-3": MSRS_OBJECTS,
+    "M3FD-6": M3FD_OBJECTS,
+    "LLVIP-1": LLVIP_OBJECTS,
+    "FLIR-3": FLIR_OBJECTS,
+    "KAIST-3": KAIST_OBJECTS,
+    "DroneVehicle-5": DRONEVEHICLE_OBJECTS,
+    "scenes-4": SCENE_OBJECTS,
+}
+"""Conventions of boxes by name."""
 _BICYCLE = FMB_LABELS.names.index("bicycle")
 CONVENTIONS = (
     Convention("FMB-15", FMB_LABELS, "all classes, background too"),
@@ -76,6 +126,38 @@ def convention_for(classes: str | None, tables: Sequence[ClassTable | None]) -> 
     )
 
 
+def object_classes(classes: str | None, tables: Sequence[ClassTable | None]) -> ObjectClasses:
+    """The convention of this name; without one, the table of the dataset, or numbers where it is not a known one.
+
+    Raises:
+        InputError: no such convention, or datasets of several tables.
+    """
+    if classes is not None:
+        for name, table in OBJECT_TABLES.items():
+            if name.lower() == classes.lower():
+                return ObjectClasses(name, table.names)
+        raise InputError(
+            f"--classes {classes}",
+            rule=f"detection knows {', '.join(OBJECT_TABLES)}",
+            remedy="name one, or leave it away",
+        )
+    found = list({id(table): table for table in tables}.values())
+    if len(found) > 1:
+        raise InputError(
+            "datasets with different classes of boxes",
+            rule="one score is for one set of classes",
+            remedy="give one dataset at a time",
+        )
+    if found[0] is None:
+        return ObjectClasses("numbers as in the boxes", None)
+    return next(ObjectClasses(name, table.names) for name, table in OBJECT_TABLES.items() if table is found[0])
+
+
+def objects_named(name: str) -> ObjectClasses:
+    """The convention of this name, upper and lower case alike; InputError where there is none."""
+    return object_classes(name, [])
+
+
 def check_labels(pairs: Sequence[PairFiles], convention: Convention) -> None:
     """Raise InputError where a pair is known to be labelled with the ids of another dataset."""
     for pair in pairs:
@@ -86,6 +168,18 @@ def check_labels(pairs: Sequence[PairFiles], convention: Convention) -> None:
                 f"{pair.label}: a label of {known.title}, and the classes are {convention.name}",
                 rule="one id means one class",
                 remedy=f"take the classes {names}" if names else "choose other data",
+            )
+
+
+def check_objects(pairs: Sequence[PairFiles], classes: ObjectClasses) -> None:
+    """Raise InputError where a pair is known to have boxes of another dataset's classes."""
+    for pair in pairs:
+        known = pair.box_classes
+        if pair.boxes is not None and known is not None and known is not OBJECT_TABLES.get(classes.name):
+            raise InputError(
+                f"{pair.boxes}: boxes of {known.title}, and the classes are {classes.name}",
+                rule="one number means one class",
+                remedy="choose other data, or train a detector on these",
             )
 
 

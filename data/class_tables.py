@@ -207,6 +207,9 @@ SCENE_LABELS = ClassTable(
 )
 """What `duskfuse.data.scenes` paints; the labels it writes are ids."""
 
+SCENE_OBJECTS = ClassTable("the built-in scenes", ("person", "bicycle", "car", "truck"))
+"""What `duskfuse.data.scenes` draws boxes around."""
+
 TARGET_LABELS = ClassTable(
     "target masks",
     ("background", "target"),

@@ -32,9 +32,9 @@ from duskfuse.data.camera_faults import (
     darken_quickly,
     overexpose,
 )
-from duskfuse.data.class_tables import IGNORED
 from duskfuse.data.colour import luminance
 from duskfuse.distill.augment_config import AugmentConfig, InfraredFaults, Misalignment, VisibleFaults
+from duskfuse.distill.ground_truth import forgotten_truth
 
 PHOTONS = 2000
 """How many white catches before the light is dimmed; as in the robustness sweep."""
@@ -63,7 +63,7 @@ def augmented(sample: dict[str, Tensor], config: AugmentConfig, draws: Draws) ->
 
     Args:
         sample: ``ir [1, H, W]``, ``vis [3, H, W]`` in [0, 1], ``masks_ir``, ``masks_vis``, perhaps ``teacher_y`` and
-            ``label``.
+            ground truth.
         config: which changes, and how strong; keys of changes that are off are not added.
         draws: random numbers of this sample.
     """
@@ -183,8 +183,7 @@ def _drop_a_camera(sample: dict[str, Tensor], p: float, rng: np.random.Generator
     # The contrastive term pushes away from the sources inside the masks: there is nothing here to be pushed from.
     for masks in ("masks_ir", "masks_vis"):
         sample[masks] = torch.zeros_like(sample[masks])
-    if "label" in sample:
-        sample["label"] = torch.full_like(sample["label"], IGNORED)
+    sample |= forgotten_truth(sample)
 
 
 def _dead(picture: Tensor, rng: np.random.Generator) -> Tensor:

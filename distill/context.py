@@ -23,7 +23,7 @@ from duskfuse.distill.recipe import ContrastiveConfig, FusionField, Owner
 from duskfuse.distill.unrolled import Functional
 from duskfuse.students.fake_quantise import QuantisedStudent
 from duskfuse.tasks.encoders import FeatureEncoder
-from duskfuse.tasks.segmenter import Segmenter
+from duskfuse.tasks.task_network import Task, TaskNetwork
 from duskfuse.teachers.conditional_diffusion import sample_fused
 from duskfuse.teachers.denoiser import ConditionalDenoiser
 
@@ -53,6 +53,10 @@ class Batch:
     """And how deep, ``[B]`` int64."""
     label: Tensor | None = None
     """Class ids, ``[B, H, W]`` uint8; 255 does not count."""
+    objects: Tensor | None = None
+    """Boxes ``[B, N, 5]`` in pixels, see `duskfuse.tasks.objects`."""
+    salient: Tensor | None = None
+    """Saliency ``[B, 1, H, W]`` in [0, 1]; −1 does not count."""
     degraded_ir: Tensor | None = None
     """What a bad infrared camera gives in place of ``ir``, in the same shape and range."""
     degraded_vis: Tensor | None = None
@@ -114,7 +118,7 @@ def source_patches(source: Tensor, masks: Tensor) -> Tensor:
 
 
 class BatchContext:
-    """One batch, both networks and the frozen encoder and critic, with lazily computed fields.
+    """One batch, both networks and the frozen encoder and critics, with lazily computed fields.
 
     In a ``coupled`` context the stop-gradient twins are the live outputs themselves: the unrolled step differentiates
     one network's loss with respect to the other.
@@ -127,7 +131,7 @@ class BatchContext:
         encoder: FeatureEncoder | None = None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         *,
-        segmenter: Segmenter | None = None,
+        critics: Mapping[Task, TaskNetwork[Any, Any, Any]] | None = None,
         contrastive: ContrastiveConfig | None = None,
         quality: Mapping[str, float] | None = None,
         perceptual: FeatureEncoder | None = None,
@@ -135,7 +139,7 @@ class BatchContext:
         coupled: bool = False,
     ) -> None:
         self.batch = batch
-        self.encoder, self.segmenter = encoder, segmenter
+        self.encoder, self.critics = encoder, critics or {}
         self.contrastive, self.quality = contrastive or ContrastiveConfig(), quality or {}
         self.perceptual, self.adapters = perceptual, adapters
         self._networks = networks

@@ -1,58 +1,120 @@
 """The critics of a run: task networks whose opinion of the fused picture is a term.
 
-A recipe may name a critic's term although a user has no such network, or no labels: the term is then left out of the
-run, of its log and of its resolved recipe, and the user is told so once.
+A recipe may name a critic's term although a user has no such network, or no ground truth: the term is then left out of
+the run, of its log and of its resolved recipe, and the user is told so once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from duskfuse.data.class_conventions import check_labels
+from duskfuse.data.class_conventions import check_labels, check_objects
 from duskfuse.data.errors import InputError
 from duskfuse.data.pair_files import PairFiles
 from duskfuse.data.progress import say
+from duskfuse.distill.ground_truth import WantedTruth
 from duskfuse.distill.recipe import Recipe
 from duskfuse.distill.terms import TermName
-from duskfuse.tasks.open_segmenter import open_segmenter
+from duskfuse.tasks.detector import Detector
+from duskfuse.tasks.open_task_network import open_task_network, task_of
 from duskfuse.tasks.segmenter import Segmenter
+from duskfuse.tasks.task_network import Task, TaskNetwork
 
-_TERM = TermName.SEGMENTATION
+Critic = TaskNetwork[Any, Any, Any]
+
+_KEYS = {Task.SEGMENTATION: "segmenter", Task.DETECTION: "detector", Task.SALIENCY: "salience"}
+"""Where a recipe says which network judges."""
+_TERMS = {
+    Task.SEGMENTATION: TermName.SEGMENTATION,
+    Task.DETECTION: TermName.DETECTION,
+    Task.SALIENCY: TermName.SALIENCY,
+}
+_TRUTH = {Task.SEGMENTATION: "label", Task.DETECTION: "boxes", Task.SALIENCY: "saliency"}
+"""What a pair must have."""
 
 
-def naming_segmenter(recipe: Recipe, network: Path | None) -> Recipe:
-    """The recipe with another segmenter, where one is given."""
-    if network is None:
-        return recipe
-    return recipe.model_copy(update={"segmenter": recipe.segmenter.model_copy(update={"network": network})})
-
-
-def with_segmenter(recipe: Recipe, pairs: Sequence[PairFiles]) -> tuple[Recipe, Segmenter | None]:
-    """The recipe that can be run on these pairs, and its frozen segmenter, if it has use for one.
+def naming_critics(recipe: Recipe, networks: Sequence[Path]) -> Recipe:
+    """The recipe with other critics, where some are given: which term each is for stands in its card.
 
     Raises:
-        InputError: a segmenter is given and no step looks at it, it cannot be opened, or the labels are not those of
-            its classes.
+        InputError: one is no task network, or two are of one task.
     """
-    config = recipe.segmenter
-    if _TERM not in recipe.terms_used():
-        if config.network is not None:
+    given: dict[Task, Path] = {}
+    for path in networks:
+        task = task_of(path)
+        if task in given:
             raise InputError(
-                f"a segmenter, and no step of the recipe {recipe.name} has the term {_TERM}",
+                f"two critics of {task}: {given[task]} and {path}", rule="one network judges a task", remedy="give one"
+            )
+        given[task] = path
+    keys = {_KEYS[task]: path for task, path in given.items()}
+    return recipe.model_copy(
+        update={key: getattr(recipe, key).model_copy(update={"network": path}) for key, path in keys.items()}
+    )
+
+
+def with_critics(recipe: Recipe, pairs: Sequence[PairFiles]) -> tuple[Recipe, dict[Task, Critic]]:
+    """The recipe that can be run on these pairs, and the frozen critics that it has use for.
+
+    Raises:
+        InputError: a critic is given and no step looks at it, it cannot be opened, or the ground truth is not of its
+            classes.
+    """
+    critics: dict[Task, Critic] = {}
+    for task in Task:
+        recipe, critic = _with_critic(recipe, task, pairs)
+        if critic is not None:
+            critics[task] = critic.freeze()
+    return recipe, critics
+
+
+def truth_for(critics: Mapping[Task, Critic]) -> WantedTruth:
+    """What the samples of a run with these critics must carry."""
+    segmenter, detector = critics.get(Task.SEGMENTATION), critics.get(Task.DETECTION)
+    return WantedTruth(
+        labels=segmenter.classes if isinstance(segmenter, Segmenter) else None,
+        objects=detector.classes if isinstance(detector, Detector) else None,
+        saliency=Task.SALIENCY in critics,
+    )
+
+
+def _with_critic(recipe: Recipe, task: Task, pairs: Sequence[PairFiles]) -> tuple[Recipe, Critic | None]:
+    term, network = _TERMS[task], getattr(recipe, _KEYS[task]).network
+    if term not in recipe.terms_used():
+        if network is not None:
+            raise InputError(
+                f"a {_KEYS[task]}, and no step of the recipe {recipe.name} has the term {term}",
                 rule="a critic is asked by a term",
-                remedy=f"say e.g. --set steps.STEP.terms.{_TERM}=0.3, or leave the segmenter away",
+                remedy=f"say e.g. --set steps.STEP.terms.{term}=0.3, or leave the network away",
             )
         return recipe, None
-    if config.network is None:
-        say(f"term {_TERM} is left out: no --segmenter is given; `duskfuse train-task segmentation` trains one")
-        return recipe.without(_TERM), None
-    segmenter = open_segmenter(config.network, config.classes)
-    labelled = sum(pair.label is not None for pair in pairs)
-    if not labelled:
-        say(f"term {_TERM} is left out: none of the {len(pairs)} pairs has a label")
-        return recipe.without(_TERM), None
-    check_labels(pairs, segmenter.classes)
-    some = "" if labelled == len(pairs) else f"; {len(pairs) - labelled} pairs without a label do not count in it"
-    say(f"term {_TERM}: {config.network}, classes {segmenter.classes.name}{some}")
-    return recipe, segmenter.freeze()
+    if network is None:
+        say(f"term {term} is left out: no --critic for it is given; `duskfuse train-task {task}` trains one")
+        return recipe.without(term), None
+    critic = open_task_network(network, recipe.segmenter.classes if task is Task.SEGMENTATION else None)
+    if critic.task is not task:
+        raise InputError(f"{network}: a network of {critic.task}", rule=f"the recipe wants one of {task}")
+    known = sum(getattr(pair, _TRUTH[task]) is not None for pair in pairs)
+    if not known:
+        say(f"term {term} is left out: none of the {len(pairs)} pairs has a {_NAMED[task]}")
+        return recipe.without(term), None
+    classes = _checked_classes(critic, pairs)
+    some = "" if known == len(pairs) else f"; {len(pairs) - known} pairs without a {_NAMED[task]} do not count in it"
+    say(f"term {term}: {network}{classes}{some}")
+    return recipe, critic
+
+
+_NAMED = {Task.SEGMENTATION: "label", Task.DETECTION: "file of boxes", Task.SALIENCY: "saliency map"}
+
+
+def _checked_classes(critic: Critic, pairs: Sequence[PairFiles]) -> str:
+    """The classes of a critic, for the message; InputError where the ground truth is of others."""
+    if isinstance(critic, Segmenter):
+        check_labels(pairs, critic.classes)
+        return f", classes {critic.classes.name}"
+    if isinstance(critic, Detector):
+        check_objects(pairs, critic.classes)
+        return f", classes {critic.classes.name}"
+    return ""

@@ -13,20 +13,15 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from duskfuse.data.class_conventions import Convention, read_counted_label
-from duskfuse.data.class_tables import IGNORED
 from duskfuse.data.errors import DuskfuseError
 from duskfuse.data.geometry import GeometricDraw, draw_crop, pad_to
-from duskfuse.data.images import file_sha256
 from duskfuse.data.pair import Pair
 from duskfuse.data.pair_files import PairFiles, read_pair
 from duskfuse.data.priors.cache import PriorStore, pair_key
@@ -34,10 +29,14 @@ from duskfuse.data.priors.masks import MaskSet
 from duskfuse.data.reading import AS_STORED
 from duskfuse.distill.augmentation import augmented
 from duskfuse.distill.context import Batch
+from duskfuse.distill.ground_truth import WantedTruth, cut_truth, read_truth, without_truth
 from duskfuse.distill.processes import ALONE, Processes
 from duskfuse.distill.recipe import DataConfig
+from duskfuse.tasks.objects import stacked_objects
 from duskfuse.teachers.denoiser import TRAINED_STEPS
 from duskfuse.teachers.teacher_images import LoadedTeacher, TeacherImages
+
+NO_TRUTH = WantedTruth()
 
 MEMORY_BUDGET = 2 * 2**30
 """Bytes of decoded pictures that all loading processes together keep, so that small data sets are decoded once."""
@@ -51,7 +50,7 @@ class _Decoded(NamedTuple):
 
     pair: Pair
     teacher: LoadedTeacher | None
-    label: Tensor | None
+    truth: dict[str, Tensor]
 
 
 class TrainingPairs(Dataset[dict[str, Tensor]]):
@@ -66,13 +65,13 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         masks: PriorStore | None,
         teacher: TeacherImages | None = None,
         noise: bool = False,
-        labels: Convention | None = None,
+        truth: WantedTruth = NO_TRUTH,
         read: Callable[[PairFiles], Pair] = read_pair,
     ) -> None:
         self.pairs = list(pairs)
         self._noise = noise
         self._config, self._seed = config, seed
-        self._masks, self._teacher, self._labels, self._read = masks, teacher, labels, read
+        self._masks, self._teacher, self._truth, self._read = masks, teacher, truth, read
         self._keys = [files.prior_keys() for files in self.pairs]
         self._kept: dict[int, _Decoded] = {}
         self._kept_bytes = 0
@@ -87,10 +86,8 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
     def digest(self) -> str:
         """Names everything that samples are made of besides the recipe: the pairs in their order, priors, labels."""
         stores = [store.folder.name for store in (self._masks, self._teacher and self._teacher.store) if store]
-        labels = []
-        if self._labels is not None:
-            labels = [None if files.label is None else file_sha256(files.label) for files in self.pairs]
-        return hashlib.sha256(json.dumps([self._keys, stores, labels]).encode()).hexdigest()
+        truth = [digest for files in self.pairs for digest in self._truth.digest_of(files)]
+        return hashlib.sha256(json.dumps([self._keys, stores, truth]).encode()).hexdigest()
 
     def position(self, number: int) -> int:
         """Which pair sample ``number`` shows: every epoch is a fresh permutation of all pairs."""
@@ -100,7 +97,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         position = self.position(number)
-        pair, teacher, label = self._decoded(position)
+        pair, teacher, truth = self._decoded(position)
         generator = torch.Generator().manual_seed(_mix(self._seed, number, 2))
         key_ir, key_vis = self._keys[position]
         draw = self._draw(pair, teacher, generator)
@@ -114,8 +111,7 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         if teacher is not None:
             top, left, _, _ = teacher.crop
             sample["teacher_y"] = self._cut(torch.from_numpy(teacher.y)[None], draw.shifted(-top, -left))
-        if label is not None:
-            sample["label"] = _pad_ignored(draw.crop(label), self._config.crop)
+        sample |= cut_truth(truth, draw, self._config.crop)
         sample = augmented(sample, self._config.augment, lambda kind: np.random.default_rng([self._seed, number, kind]))
         if self._noise:
             generator = torch.Generator().manual_seed(_mix(self._seed, number, 3))
@@ -136,16 +132,16 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
         if kept is not None:
             return kept
         files = self.pairs[position]
-        pair = self._read(replace(files, label=None, boxes=None, saliency=None))
-        label = None if self._labels is None else _label(files, pair.size, self._labels)
+        pair = self._read(without_truth(files))
+        truth = read_truth(files, pair.size, self._truth)
         teacher = None if self._teacher is None else self._teacher.get(pair_key(*self._keys[position]))
         worker = get_worker_info()
         size = 4 * (pair.ir.numel() + pair.vis.numel()) + (0 if teacher is None else teacher.y.nbytes)
-        size += 0 if label is None else label.numel()
+        size += sum(tensor.nbytes for tensor in truth.values())
         if self._kept_bytes + size <= MEMORY_BUDGET // (worker.num_workers if worker else 1):
-            self._kept[position] = _Decoded(pair, teacher, label)
+            self._kept[position] = _Decoded(pair, teacher, truth)
             self._kept_bytes += size
-        return _Decoded(pair, teacher, label)
+        return _Decoded(pair, teacher, truth)
 
     def _cut(self, picture: Tensor, draw: GeometricDraw) -> Tensor:
         return pad_to(draw.crop(picture), self._config.crop)
@@ -162,19 +158,6 @@ class TrainingPairs(Dataset[dict[str, Tensor]]):
             chosen = torch.from_numpy(pool[present[order.numpy()]])
             planes[: len(chosen)] = chosen
         return pad_to(draw.orient(planes), self._config.crop)
-
-
-def _label(files: PairFiles, size: tuple[int, int], classes: Convention) -> Tensor:
-    """The label ``[H, W]`` uint8; one that ignores every pixel where there is none."""
-    if files.label is None:
-        return torch.full(size, IGNORED, dtype=torch.uint8)
-    return read_counted_label(files, classes)
-
-
-def _pad_ignored(label: Tensor, crop: tuple[int, int]) -> Tensor:
-    """Continue ``[h, w]`` to the size of the crop by pixels that do not count."""
-    rows, columns = (side - have for side, have in zip(crop, label.shape, strict=True))
-    return F.pad(label, (0, columns, 0, rows), value=IGNORED)
 
 
 def _mix(seed: int, number: int, stream: int) -> int:
@@ -198,11 +181,19 @@ def load_batches(
         num_workers=config.workers,
         prefetch_factor=_PREFETCHED if config.workers else None,
         pin_memory=torch.cuda.is_available(),
+        collate_fn=_collated,
         worker_init_fn=_leave_interrupts_to_the_parent,
     )
     for tensors in _without_traceback(loader):
         names = tuple(dataset.pairs[int(i)].name for i in tensors.pop("position"))
         yield Batch(names=names, **tensors)
+
+
+def _collated(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch of samples; those with fewer objects than others get empty slots."""
+    objects = [sample.pop("objects") for sample in samples if "objects" in sample]
+    batch: dict[str, Tensor] = default_collate(samples)
+    return batch | {"objects": stacked_objects(objects)} if objects else batch
 
 
 def _without_traceback(loader: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

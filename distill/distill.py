@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from duskfuse.data.progress import say, set_quiet
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard, load_weights, read_card, save_weights
 from duskfuse.distill.adapters import build_adapters
-from duskfuse.distill.critics import naming_segmenter, with_segmenter
+from duskfuse.distill.critics import Critic, naming_critics, truth_for, with_critics
 from duskfuse.distill.dataset import TrainingPairs
 from duskfuse.distill.engine import Engine, needed_owners
 from duskfuse.distill.perceptual_network import with_perceptual
@@ -40,7 +40,7 @@ from duskfuse.distill.training_loop import continue_run, train
 from duskfuse.students.fake_quantise import QuantisedStudent
 from duskfuse.students.zoo import ModelName, build_student, weights_path
 from duskfuse.tasks.encoders import FeatureEncoder, filter_encoder, sam_encoder, squeezenet_encoder
-from duskfuse.tasks.segmenter import Segmenter
+from duskfuse.tasks.task_network import Task
 from duskfuse.teachers import denoiser, main_network
 from duskfuse.teachers.denoiser import ConditionalDenoiser
 from duskfuse.teachers.denoiser_sizes import denoiser_config
@@ -93,20 +93,20 @@ def distill(
     teacher: str | None = None,
     encoder: EncoderName | None = None,
     encoder_weights: Path | None = None,
-    segmenter: Path | None = None,
+    critics: Sequence[Path] = (),
     split: str | None = None,
     reading: Reading | Path | None = None,
 ) -> DistillReport:
     """Train by ``recipe`` on the pairs of ``data`` and write everything to ``out``.
 
     ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start from, or names of
-    packaged students; ``masks`` and
-    ``teacher`` name which cached priors to use where there are several; ``segmenter`` is the critic of the segmentation
-    term; ``reading`` is how the infrared pictures are read, or a file that says it, by default the dataset's
-    ``duskfuse.yaml``. Processes that torchrun starts share every batch. Raises ``InputError`` for input that cannot be
-    used and ``TrainingError`` when a term stops being finite or memory does not suffice.
+    packaged students; ``masks`` and ``teacher`` name which cached priors to use where there are several; ``critics``
+    are the networks of the terms segmentation, detection and saliency; ``reading`` is how the infrared pictures are
+    read, or a file that says it, by default the dataset's ``duskfuse.yaml``. Processes that torchrun starts share every
+    batch. Raises ``InputError`` for input that cannot be used and ``TrainingError`` when a term stops being finite or
+    memory does not suffice.
     """
-    resolved = naming_segmenter(with_encoder(load_recipe(recipe, changes), encoder, encoder_weights), segmenter)
+    resolved = naming_critics(with_encoder(load_recipe(recipe, changes), encoder, encoder_weights), critics)
     init = initial_weights(init)
     with joined_processes() as processes:
         processes.check(resolved.data)
@@ -116,9 +116,9 @@ def distill(
             check_given(resolved, init)
         resolved, perceptual = with_perceptual(resolved)
         pairs = find_pairs(data, split=split, reading=reading)
-        resolved, critic = with_segmenter(resolved, pairs)
-        dataset = open_dataset(pairs, resolved, cache, masks, teacher, critic)
-        engine = build_engine(resolved, init, processes, critic, perceptual)
+        resolved, judges = with_critics(resolved, pairs)
+        dataset = open_dataset(pairs, resolved, cache, masks, teacher, judges)
+        engine = build_engine(resolved, init, processes, judges, perceptual)
         folder = RunFolder(out)
         if processes.first:
             folder.prepare(resolved, resume=resume, overwrite=overwrite)
@@ -150,7 +150,7 @@ def open_dataset(
     cache: Path | None,
     masks: MaskSourceName | None,
     teacher: str | None,
-    critic: Segmenter | None = None,
+    critics: Mapping[Task, Critic] | None = None,
 ) -> TrainingPairs:
     """Find the cached priors that the recipe needs, before anything else is done."""
     needs_masks = FusionField.TEACHER in recipe.fields_used() or FusionField.TEACHER_SG in recipe.fields_used()
@@ -168,7 +168,7 @@ def open_dataset(
         masks=mask_store,
         teacher=teacher_images,
         noise=noise,
-        labels=None if critic is None else critic.classes,
+        truth=truth_for(critics or {}),
     )
 
 
@@ -176,7 +176,7 @@ def build_engine(
     recipe: Recipe,
     init: Sequence[Path],
     processes: Processes = ALONE,
-    critic: Segmenter | None = None,
+    critics: Mapping[Task, Critic] | None = None,
     perceptual: FeatureEncoder | None = None,
 ) -> Engine:
     """Networks of the recipe with the weights of ``init``, on the training device."""
@@ -202,7 +202,7 @@ def build_engine(
         encoder,
         training_device(),
         processes,
-        critic,
+        critics,
         perceptual=perceptual,
         adapters=build_adapters(recipe, networks),
     )

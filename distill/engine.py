@@ -34,7 +34,7 @@ from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.unrolled import Functional, Parameters, Randomness, hypergradient
 from duskfuse.tasks.encoders import FeatureEncoder
-from duskfuse.tasks.segmenter import Segmenter
+from duskfuse.tasks.task_network import Task, TaskNetwork
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Engine:
         encoder: FeatureEncoder | None,
         device: torch.device,
         processes: Processes = ALONE,
-        segmenter: Segmenter | None = None,
+        critics: Mapping[Task, TaskNetwork[Any, Any, Any]] | None = None,
         *,
         perceptual: FeatureEncoder | None = None,
         adapters: FeatureAdapters | None = None,
@@ -81,7 +81,7 @@ class Engine:
             for owner, network in networks.items()
         }
         self.encoder = None if encoder is None else encoder.to(device)
-        self.segmenter = None if segmenter is None else segmenter.to(device)
+        self.critics = {task: critic.to(device) for task, critic in (critics or {}).items()}
         self.perceptual = None if perceptual is None else perceptual.to(device)
         self.adapters = None if adapters is None else adapters.to(device)
         trained = [owner for owner in recipe.optimisers if owner in networks]
@@ -163,7 +163,7 @@ class Engine:
             networks,
             self.encoder,
             self._autocast,
-            segmenter=self.segmenter,
+            critics=self.critics,
             contrastive=self.recipe.contrastive,
             quality=self.recipe.quality,
             perceptual=self.perceptual,

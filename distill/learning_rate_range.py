@@ -26,7 +26,7 @@ from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
 from duskfuse.distill.context import Batch
-from duskfuse.distill.critics import with_segmenter
+from duskfuse.distill.critics import with_critics
 from duskfuse.distill.dataset import load_batches
 from duskfuse.distill.distill import build_engine, check_given, initial_weights, open_dataset, with_encoder
 from duskfuse.distill.engine import Engine
@@ -99,9 +99,9 @@ def find_lr(
     pairs = find_pairs(data, split=split, reading=reading)
     check_given(resolved, init)
     resolved, perceptual = with_perceptual(resolved)
-    resolved, critic = with_segmenter(resolved, pairs)
-    dataset = open_dataset(pairs, resolved, cache, masks, teacher, critic)
-    engine = build_engine(resolved, init, critic=critic, perceptual=perceptual)
+    resolved, critics = with_critics(resolved, pairs)
+    dataset = open_dataset(pairs, resolved, cache, masks, teacher, critics)
+    engine = build_engine(resolved, init, critics=critics, perceptual=perceptual)
     if resolved.quantise is not None:
         make_ready(engine.networks[Owner.STUDENT], dataset, resolved.quantise)
     rates = [float(rate) for rate in np.geomspace(LOWEST, HIGHEST, UPDATES)]

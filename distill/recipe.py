@@ -285,6 +285,13 @@ class SegmenterConfig(Plain):
     """Class convention such as FMB-15; our own weights know theirs."""
 
 
+class CriticConfig(Plain):
+    """The frozen critic of the detection or the saliency term; without a network the term is left out of the run."""
+
+    network: Path | None = None
+    """Weights of ``train-task``."""
+
+
 class ContrastiveConfig(Plain):
     """The form of the contrastive term."""
 
@@ -332,6 +339,8 @@ class Recipe(Plain):
     main_network: MainNetworkConfig = MainNetworkConfig()
     encoder: EncoderConfig = EncoderConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
+    detector: CriticConfig = CriticConfig()
+    salience: CriticConfig = CriticConfig()
     quantise: QuantiseConfig | None = None
     contrastive: ContrastiveConfig = ContrastiveConfig()
     quality: dict[str, Weight] = Field(default_factory=dict)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from duskfuse.data.colour import luminance, recombine
 from duskfuse.data.errors import InputError
@@ -19,6 +21,7 @@ from duskfuse.data.images import file_sha256, read_picture, visible_from
 from duskfuse.data.layout import pictures_by_stem
 from duskfuse.data.pair import Pair
 from duskfuse.data.pair_files import PairFiles, read_pair
+from duskfuse.tasks.task_network import RGB
 
 
 class TaskInput(StrEnum):
@@ -28,6 +31,8 @@ class TaskInput(StrEnum):
     IR = "ir"
     AVERAGE = "average"
     FUSED = "fused"
+    BOTH = "both"
+    """The visible and the infrared picture, for a detector of two cameras."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class ShownPairs:
         """Read a pair, and put the input into the place of the visible picture; InputError where a file is unusable."""
         pair = read_pair(files)
         match self.kind:
-            case TaskInput.VIS:
+            case TaskInput.VIS | TaskInput.BOTH:
                 return pair
             case TaskInput.IR:
                 return replace(pair, vis=pair.ir.expand(3, -1, -1).contiguous())
@@ -50,6 +55,16 @@ class ShownPairs:
                 return replace(pair, vis=recombine((luminance(pair.vis) + pair.ir) / 2, pair.vis))
             case TaskInput.FUSED:
                 return replace(pair, vis=_fused(self.fused[files.name], pair))
+
+    def pictures(self, files: PairFiles, channels: int) -> torch.Tensor:
+        """What a network of so many channels sees of a pair: ``[3, H, W]``, or ``[4, H, W]`` with the infrared."""
+        pair = self(files)
+        return pair.vis if channels == RGB else torch.cat([pair.vis, pair.ir])
+
+    def picture(self, files: PairFiles) -> NDArray[np.uint8]:
+        """What a preview shows of it, ``[H, W, 3]``."""
+        shown: NDArray[np.uint8] = (self(files).vis.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        return shown
 
     def digest(self) -> str:
         """Names the fused pictures by what they hold; empty where there are none."""
@@ -70,7 +85,7 @@ def _fused(path: Path, pair: Pair) -> torch.Tensor:
 
 
 def shown_pairs(wanted: str, pairs: Sequence[PairFiles]) -> ShownPairs:
-    """What ``vis``, ``ir``, ``average`` or ``fused=FOLDER`` stands for.
+    """What ``vis``, ``ir``, ``average``, ``both`` or ``fused=FOLDER`` stands for.
 
     Fused pictures are named as their pair, or as its visible picture.
 
@@ -79,7 +94,9 @@ def shown_pairs(wanted: str, pairs: Sequence[PairFiles]) -> ShownPairs:
     """
     kind, _, folder = wanted.partition("=")
     if kind not in list(TaskInput) or (kind == TaskInput.FUSED) != bool(folder):
-        raise InputError(f"input {wanted!r}", rule="a task network sees vis, ir, average or fused=FOLDER")
+        raise InputError(
+            f"input {wanted!r}", rule="a task network sees vis, ir, average or fused=FOLDER, a detector also both"
+        )
     if not folder:
         return ShownPairs(TaskInput(kind))
     by_stem = pictures_by_stem(Path(folder))

@@ -1,4 +1,4 @@
-"""Pictures of what a segmenter sees: input, label and prediction side by side, one pair per row, classes below."""
+"""Pictures of what a task network sees: input, truth and prediction side by side, one pair per row, classes below."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from duskfuse.data.class_tables import IGNORED, ClassTable
+from duskfuse.tasks.objects import Detections, TrueObjects
 
 Rgb = NDArray[np.uint8]
 Ids = NDArray[np.uint8]
@@ -32,6 +34,35 @@ def class_colours(table: ClassTable) -> NDArray[np.uint8]:
     return colours
 
 
+def object_grid(rows: Sequence[tuple[Rgb, TrueObjects, Detections]], table: ClassTable) -> Rgb:
+    """Draw rows of input ``[H, W, 3]``, it with the true boxes, and with those found; all of the first's size."""
+    colours = class_colours(table)
+    height, width = rows[0][0].shape[:2]
+    lines, seen = [_header(width)], set()
+    for shown, truth, found in rows:
+        planes = (shown, *(_boxed(shown, objects.kinds, objects.corners, colours) for objects in (truth, found)))
+        lines.append(_beside([cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA) for plane in planes]))
+        seen |= {*truth.kinds.tolist(), *found.kinds.tolist()}
+    return np.vstack([*lines, _legend(sorted(seen), colours, table, lines[-1].shape[1])])
+
+
+def map_grid(rows: Sequence[tuple[Rgb, Ids, Ids]]) -> Rgb:
+    """Draw rows of input ``[H, W, 3]``, true and found saliency ``[H, W]``, all of the size of the first."""
+    height, width = rows[0][0].shape[:2]
+    lines = [_header(width)]
+    for shown, truth, found in rows:
+        planes = (shown, *(np.repeat(plane[..., None], 3, axis=2) for plane in (truth, found)))
+        lines.append(_beside([cv2.resize(plane, (width, height), interpolation=cv2.INTER_AREA) for plane in planes]))
+    return np.vstack(lines)
+
+
+def _boxed(shown: Rgb, kinds: Tensor, corners: Tensor, colours: NDArray[np.uint8]) -> Rgb:
+    drawn = shown.copy()
+    for kind, box in zip(kinds.tolist(), corners.round().int().tolist(), strict=True):
+        cv2.rectangle(drawn, box[:2], box[2:], colours[kind].tolist(), 2)
+    return drawn
+
+
 def prediction_grid(rows: Sequence[tuple[Rgb, Ids, Ids]], table: ClassTable) -> Rgb:
     """Draw rows of input ``[H, W, 3]``, label ``[H, W]`` and prediction ``[H, W]``, all of the size of the first."""
     colours = class_colours(table)
@@ -53,7 +84,7 @@ def _beside(tiles: Sequence[Rgb]) -> Rgb:
 
 def _header(width: int) -> Rgb:
     titles = []
-    for title in ("input", "label", "prediction"):
+    for title in ("input", "truth", "prediction"):
         strip = np.full((_LINE, width + _GAP, 3), _BACKGROUND, np.uint8)
         titles.append(_write(strip, title, 3))
     return np.hstack(titles)

@@ -1,7 +1,7 @@
 """The verb ``train-task``: train a task network on pairs with ground truth, and score it on those held out.
 
-The result is a critic for ``distill --segmenter``, or a judge for ``evaluate --task segmentation --network``. Samples,
-schedule, run folder and exact resuming are those of ``distill``.
+The result is a critic for ``distill --critic``, or a judge for ``evaluate --task TASK --network``. Samples, schedule,
+run folder and exact resuming are those of ``distill``; what differs between tasks is in `duskfuse.distill.task_jobs`.
 """
 
 from __future__ import annotations
@@ -12,25 +12,15 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
 from duskfuse import __version__
 from duskfuse.data.atomic import write_atomically
-from duskfuse.data.class_conventions import (
-    Convention,
-    check_labels,
-    convention_for,
-    convention_named,
-    read_counted_label,
-)
 from duskfuse.data.datasets.folder_rules import split_named
 from duskfuse.data.errors import InputError, TrainingError
 from duskfuse.data.images import write_picture
@@ -44,63 +34,18 @@ from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.engine import autocast_dtype
 from duskfuse.distill.optimisers import build_optimiser
 from duskfuse.distill.processes import training_device
-from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive, Precision
-from duskfuse.distill.recipe_files import apply_change
 from duskfuse.distill.run_folder import MetricsLog, RunFolder
 from duskfuse.distill.schedule import learning_rate
 from duskfuse.distill.task_inputs import ShownPairs, shown_pairs
-from duskfuse.distill.task_preview import prediction_grid
+from duskfuse.distill.task_jobs import JOBS, TaskJob, check_input, classes_for
+from duskfuse.distill.task_training import TaskTraining, task_training
 from duskfuse.distill.training_loop import signals_between_updates, timed
-from duskfuse.tasks.confusion import ClassPixels, confusion, defined_mean
-from duskfuse.tasks.open_segmenter import ARCHITECTURE, new_segmenter, segmenter_settings
-from duskfuse.tasks.segmenter import Segmenter
-from duskfuse.tasks.segmenter_network import Trunk
+from duskfuse.tasks.task_network import RGB, Task
 
-WEIGHTS_FILE = "segmenter.safetensors"
 PREVIEW_FILE = "preview.png"
 PREVIEWED = 4
 HELD_OUT = 10
 """Where the data have no split for it, one of so many labelled pairs is held out, always the same ones."""
-
-
-class TaskName(StrEnum):
-    """Tasks whose networks can be trained here."""
-
-    SEGMENTATION = "segmentation"
-
-
-class TaskTraining(BaseModel):
-    """Everything that the training of a segmenter depends on besides the data: its recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    task: TaskName = TaskName.SEGMENTATION
-    classes: str
-    """Class convention."""
-    input: str = "vis"
-    """What the network sees: vis, ir, average or fused=FOLDER."""
-    trunk_weights: Path | None = None
-    """ImageNet weights of SqueezeNet 1.1 to start from; without them the residual trunk is trained from nothing."""
-    seed: int = 2
-    batches: Positive = 1500
-    data: DataConfig = DataConfig(crop=(160, 192), batch=8, masks=1)
-    optimiser: OptimiserConfig = OptimiserConfig(
-        kind=OptimiserKind.ADAMW, lr=3e-3, warmup=50, clip_norm=5, weight_decay=1e-2
-    )
-    precision: Precision = Precision.AUTO
-    save_every: Positive = 200
-    """Batches between checkpoints."""
-
-    @model_validator(mode="after")
-    def _no_average(self) -> TaskTraining:
-        if self.optimiser.ema is not None:
-            raise ValueError("optimiser.ema: task networks are trained without a running average: leave it away")
-        return self
-
-    @property
-    def trunk(self) -> Trunk:
-        """The encoder of the network."""
-        return Trunk.RESIDUAL if self.trunk_weights is None else Trunk.SQUEEZENET
 
 
 @dataclass(frozen=True)
@@ -108,6 +53,7 @@ class TaskTrainingReport:
     """What a run did, how well the network does on pairs it has not seen, and where it is."""
 
     out: str
+    task: str
     classes: str
     input: str
     trained_on: int
@@ -118,32 +64,35 @@ class TaskTrainingReport:
     seconds: float
     """Of the training."""
     scores: dict[str, float | None]
-    """mIoU, mean accuracy, pixel accuracy on the held-out pairs; None where undefined."""
-    iou: dict[str, float | None]
-    """Of every class that counts; None for classes that no held-out label has."""
+    """On the held-out pairs; None where undefined. Segmentation: mIoU, mean accuracy, pixel accuracy. Detection:
+    AP50:95, AP50, AP75. Saliency: F, E and S-measures, and MAE."""
+    by_class: dict[str, float | None]
+    """IoU or AP50 of every class that counts; None for classes that no held-out pair has."""
     weights: str
     preview: str
-    """Input, label and prediction of some held-out pairs."""
+    """Input, truth and prediction of some held-out pairs."""
 
     def to_json(self) -> dict[str, object]:
         """Plain data for ``--json``."""
         return asdict(self)
 
     def tables(self) -> list[Any]:
-        """For a terminal: the scores, and the IoU of every class."""
+        """For a terminal: the scores, and one of every class."""
         from rich.table import Table
 
-        title = f"{self.classes} from {self.input}, {self.held_out} pairs held out"
-        table = Table("class", "IoU", title=title, min_width=len(title) + 2)
-        for name, value in {**self.iou, **self.scores}.items():
-            table.add_row(name, "–" if value is None else f"{value:.4f}", end_section=name == [*self.iou][-1])
+        title = f"{self.classes or self.task} from {self.input}, {self.held_out} pairs held out"
+        measure = JOBS[Task(self.task)].class_measure
+        table = Table(f"class ({measure}) and mean" if measure else "measure", "value", title=title)
+        for name, value in {**self.by_class, **self.scores}.items():
+            last = bool(self.by_class) and name == [*self.by_class][-1]
+            table.add_row(name, "–" if value is None else f"{value:.4f}", end_section=last)
         return [table]
 
 
 def train_task(
     data: Path,
     *,
-    task: TaskName,
+    task: Task,
     out: Path,
     classes: str | None = None,
     shown: str = "vis",
@@ -154,18 +103,18 @@ def train_task(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TaskTrainingReport:
-    """Train a segmenter on the labelled pairs of ``data``, and write weights, scores and a preview to ``out``.
+    """Train a network on the pairs of ``data`` that have ground truth; write weights, scores and a preview to ``out``.
 
-    Pairs of a split called val or test are held out to score it; where there is none, a tenth of the labelled pairs.
+    Pairs of a split called val or test are held out to score it; where there is none, a tenth of the pairs.
 
     Args:
         data: folder of pairs, see :func:`duskfuse.data.layout.find_pairs`.
         task: what to train for.
         out: run folder.
         classes: name of the class convention; by default the dataset's.
-        shown: what the network sees: vis, ir, average or fused=FOLDER.
+        shown: what the network sees: vis, ir, average or fused=FOLDER; for detection also both.
         trunk_weights: SqueezeNet 1.1 weights for the encoder to start from.
-        changes: ``key.path=value`` strings, see `TaskTraining`.
+        changes: ``key.path=value`` strings, see `duskfuse.distill.task_training.TaskTraining`.
         split: one split of the data only.
         reading: how the infrared pictures are read, by default the dataset's ``duskfuse.yaml``.
         resume: go on with the run in ``out``.
@@ -176,51 +125,35 @@ def train_task(
         TrainingError: the loss stops being finite.
     """
     found = find_pairs(data, split=split, reading=reading)
-    labelled = [pair for pair in found if pair.label is not None]
-    if not labelled:
+    job_of_task = JOBS[task]
+    known = [pair for pair in found if job_of_task.has_truth(pair)]
+    if not known:
         raise InputError(
-            f"{data}: none of {len(found)} pairs has a label",
-            rule="a segmenter learns from label maps",
-            remedy="add a label folder; docs/datasets.md says where it lies",
+            f"{data}: none of {len(found)} pairs has a {job_of_task.truth_name}",
+            rule=f"a network learns {task} from them",
+            remedy="add them; docs/datasets.md says where they lie",
         )
-    named = convention_for(classes, [pair.label_classes for pair in labelled])
-    config = _resolve(task, named, shown, trunk_weights, changes)
-    convention = convention_named(config.classes)
-    check_labels(labelled, convention)
-    train, held_out = _parted(labelled)
-    reader = shown_pairs(config.input, labelled)
-    dataset = TrainingPairs(train, config.data, config.seed, masks=None, labels=convention, read=reader)
+    config = task_training(task, classes_for(task, classes, known), shown, trunk_weights, changes)
+    train, held_out = _parted(known, job_of_task.truth_name)
+    reader = shown_pairs(config.input, known)
     torch.manual_seed(config.seed)
-    segmenter = new_segmenter(convention, config.trunk, config.trunk_weights)
+    job = job_of_task(config, known)
+    check_input(config, job.network.channels)
+    dataset = TrainingPairs(train, config.data, config.seed, masks=None, truth=job.wanted, read=reader)
     folder = RunFolder(out)
     folder.prepare(config, resume=resume, overwrite=overwrite)
-    run = _Run(config, segmenter, folder, dataset, f"{dataset.digest()} {reader.digest()}")
+    run = _Run(config, job, folder, dataset, f"{dataset.digest()} {reader.digest()}")
     first = run.continued() if resume else 0
     started = time.monotonic()
     run.train(first)
-    report = _scored(config, segmenter, held_out, reader, folder, len(train), time.monotonic() - started)
-    card = _card(config, segmenter, dataset.described(data.resolve().name), report)
-    save_weights(Path(report.weights), segmenter.network, card)
+    report = _scored(config, job, held_out, reader, folder, len(train), time.monotonic() - started)
+    card = _card(config, job, dataset.described(data.resolve().name), report)
+    save_weights(Path(report.weights), job.network.network, card)
     write_atomically(folder.out / "scores.json", json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
     return report
 
 
-def _resolve(
-    task: TaskName, classes: Convention, shown: str, trunk_weights: Path | None, changes: Sequence[str]
-) -> TaskTraining:
-    values = TaskTraining(task=task, classes=classes.name, input=shown, trunk_weights=trunk_weights).model_dump(
-        mode="json"
-    )
-    for change in changes:
-        apply_change(values, change)
-    try:
-        return TaskTraining.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"--set: {problems}", remedy=f"keys are {', '.join(TaskTraining.model_fields)}") from None
-
-
-def _parted(labelled: Sequence[PairFiles]) -> tuple[list[PairFiles], list[PairFiles]]:
+def _parted(labelled: Sequence[PairFiles], truth: str) -> tuple[list[PairFiles], list[PairFiles]]:
     """Pairs to train on, and pairs to score on."""
     held_out = [pair for pair in labelled if split_named(pair.split or "") in ("val", "test")]
     if not held_out or len(held_out) == len(labelled):
@@ -230,9 +163,9 @@ def _parted(labelled: Sequence[PairFiles]) -> tuple[list[PairFiles], list[PairFi
     train = [pair for pair in labelled if pair.name not in names]
     if not train:
         raise InputError(
-            f"{len(labelled)} pair with a label",
+            f"{len(labelled)} pair with a {truth}",
             rule="one is trained on and another held out",
-            remedy="add labelled pairs",
+            remedy="add pairs that have one",
         )
     return train, held_out
 
@@ -241,12 +174,13 @@ class _Run:
     """The network, its optimiser and one update per batch."""
 
     def __init__(
-        self, config: TaskTraining, segmenter: Segmenter, folder: RunFolder, dataset: TrainingPairs, inputs: str
+        self, config: TaskTraining, job: TaskJob, folder: RunFolder, dataset: TrainingPairs, inputs: str
     ) -> None:
         self._config, self._folder, self._dataset, self._inputs = config, folder, dataset, inputs
         self._device = training_device()
-        self._segmenter = segmenter.to(self._device).to(memory_format=torch.channels_last)
-        self._optimiser = build_optimiser(config.optimiser, segmenter)
+        self._job = job
+        self._network = job.network.to(self._device).to(memory_format=torch.channels_last)
+        self._optimiser = build_optimiser(config.optimiser, self._network)
         self._dtype = autocast_dtype(config.precision, self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
 
@@ -260,7 +194,7 @@ class _Run:
                     rule="a resumed run sees what it would have seen",
                     remedy="give the same DATA, --split and --reading, or start a new run",
                 )
-            self._segmenter.load_state_dict(state["network"])
+            self._network.load_state_dict(state["network"])
             self._optimiser.load_state_dict(state["optimiser"])
             self._scaler.load_state_dict(state["scaler"])
             first = int(state["next_batch"])
@@ -273,7 +207,7 @@ class _Run:
         config, done = self._config, first
         batches = load_batches(self._dataset, config.data, first, config.batches)
         shown = track(batches, f"train {config.task}", total=config.batches - first)
-        self._segmenter.train()
+        self._network.train()
         with ExitStack() as stack:
             log = MetricsLog(self._folder)
             stack.callback(log.close)
@@ -288,22 +222,21 @@ class _Run:
                 if stop:
                     say(f"stopped at batch {done}; go on with --resume")
                     raise KeyboardInterrupt
-        self._segmenter.eval()
+        self._network.eval()
 
     def _update(self, number: int, batch: Batch) -> dict[str, Any]:
         """One optimiser step; the record of the log."""
-        assert batch.label is not None
         rate = learning_rate(self._config.optimiser, number, self._config.batches)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            logits = self._segmenter(batch.input_vis)
-        loss = self._segmenter.loss(logits.float(), batch.label)
+            prediction = self._network(_seen(batch, self._network.channels))
+        loss = self._network.loss(_in_float32(prediction), self._job.batch_truth(batch))
         _check_finite(loss, "loss", number, batch)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self._optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(self._segmenter.parameters(), self._config.optimiser.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), self._config.optimiser.clip_norm)
         if not self._scaler.is_enabled():  # the scaler passes such an update over
             _check_finite(norm, "gradient", number, batch)
         self._scaler.step(self._optimiser)
@@ -312,7 +245,7 @@ class _Run:
 
     def _save(self, next_batch: int) -> None:
         state = {
-            "network": self._segmenter.state_dict(),
+            "network": self._network.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "next_batch": next_batch,
@@ -330,67 +263,51 @@ def _check_finite(value: Tensor, what: str, number: int, batch: Batch) -> None:
         )
 
 
+def _seen(batch: Batch, channels: int) -> Tensor:
+    """What a network of so many channels sees of a batch."""
+    return batch.input_vis if channels == RGB else torch.cat([batch.input_vis, batch.input_ir], dim=1)
+
+
+def _in_float32(prediction: Any) -> Any:
+    """A tensor in float32; heads of detectors convert their own predictions."""
+    return prediction.float() if isinstance(prediction, Tensor) else prediction
+
+
 def _scored(
     config: TaskTraining,
-    segmenter: Segmenter,
+    job: TaskJob,
     held_out: Sequence[PairFiles],
     reader: ShownPairs,
     folder: RunFolder,
     trained_on: int,
     seconds: float,
 ) -> TaskTrainingReport:
-    """Score the network on whole pictures that it was not trained on, and draw some of them."""
-    classes = segmenter.classes
-    matrix = sum(
-        confusion(read_counted_label(files, classes).numpy(), _predicted(segmenter, reader, files), len(classes.table))
-        for files in track(held_out, "scoring")
-    )
-    pixels = ClassPixels.of(np.asarray(matrix), classes.counted)
-    iou, accuracy = pixels.iou(), pixels.accuracy()
-    scores = {
-        "mIoU": float(defined_mean(iou)),
-        "mean accuracy": float(defined_mean(accuracy)),
-        "pixel accuracy": pixels.pixel_accuracy(),
-    }
-    names = (classes.table.names[number] for number in classes.counted)
+    """Score the network on whole pictures that it was not trained on, and draw some of them, spread evenly."""
+    measured = job.measured(held_out, reader)
+    preview = folder.out / PREVIEW_FILE
+    write_picture(preview, job.preview(held_out[:: -(-len(held_out) // PREVIEWED)], reader))
     return TaskTrainingReport(
         out=str(folder.out),
-        classes=classes.name,
+        task=config.task.value,
+        classes=config.classes,
         input=config.input,
         trained_on=trained_on,
         held_out=len(held_out),
         batches=config.batches,
-        parameters=sum(parameter.numel() for parameter in segmenter.parameters()),
+        parameters=sum(parameter.numel() for parameter in job.network.parameters()),
         seconds=round(seconds, 1),
-        scores={name: _defined(value) for name, value in scores.items()},
-        iou={name: _defined(float(value)) for name, value in zip(names, iou, strict=True)},
-        weights=str(folder.out / WEIGHTS_FILE),
-        preview=str(_write_preview(segmenter, held_out, reader, folder.out / PREVIEW_FILE)),
+        scores={name: _defined(value) for name, value in measured.scores.items()},
+        by_class={name: _defined(value) for name, value in measured.by_class.items()},
+        weights=str(folder.out / job.weights_file),
+        preview=str(preview),
     )
 
 
-def _predicted(segmenter: Segmenter, reader: ShownPairs, files: PairFiles) -> NDArray[np.uint8]:
-    ids: NDArray[np.uint8] = segmenter.ids(reader(files).vis[None].to(segmenter.mean.device))[0].cpu().numpy()
-    return ids
-
-
-def _write_preview(segmenter: Segmenter, pairs: Sequence[PairFiles], reader: ShownPairs, path: Path) -> Path:
-    """Some of the pairs, spread evenly."""
-    chosen = pairs[:: -(-len(pairs) // PREVIEWED)]
-    rows = []
-    for files in chosen:
-        shown = (reader(files).vis.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        label = read_counted_label(files, segmenter.classes).numpy()
-        rows.append((shown, label, _predicted(segmenter, reader, files)))
-    write_picture(path, prediction_grid(rows, segmenter.classes.table))
-    return path
-
-
-def _card(config: TaskTraining, segmenter: Segmenter, trained_on: str, report: TaskTrainingReport) -> ModelCard:
+def _card(config: TaskTraining, job: TaskJob, trained_on: str, report: TaskTrainingReport) -> ModelCard:
     known = {name: value for name, value in report.scores.items() if value is not None}
     return ModelCard(
-        architecture=ARCHITECTURE,
-        settings=segmenter_settings(segmenter, config.trunk),
+        architecture=job.architecture,
+        settings=job.settings(),
         colour="rgb",
         version=__version__,
         training_data=f"{trained_on}, seen as {config.input}",

@@ -9,24 +9,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from duskfuse.data.class_tables import (
-    DRONEVEHICLE_OBJECTS,
-    FLIR_OBJECTS,
-    KAIST_OBJECTS,
-    LLVIP_OBJECTS,
-    M3FD_OBJECTS,
-    MSRS_OBJECTS,
-    ClassTable,
-)
+from duskfuse.data.class_conventions import ObjectClasses
 from duskfuse.data.containers import Size
 from duskfuse.data.errors import InputError
 from duskfuse.data.pair_files import PairFiles, pair_boxes, text_lines
@@ -35,16 +24,8 @@ from duskfuse.data.read_files import read_text
 from duskfuse.evaluate.metrics import MetricInfo
 from duskfuse.evaluate.prediction_files import files_sha256, stems_of, text_predictions
 from duskfuse.evaluate.task_results import ClassScores, MethodScores, mean_of
+from duskfuse.tasks.detection_scores import AT_50, AT_75, Boxes, average_precision, scoring_library
 
-TABLES = {
-    "MSRS-3": MSRS_OBJECTS,
-    "M3FD-6": M3FD_OBJECTS,
-    "LLVIP-1": LLVIP_OBJECTS,
-    "FLIR-3": FLIR_OBJECTS,
-    "KAIST-3": KAIST_OBJECTS,
-    "DroneVehicle-5": DRONEVEHICLE_OBJECTS,
-}
-"""Class conventions by name."""
 MEASURES = (
     MetricInfo("AP50:95", True, "mean over the classes and IoU 0.50, 0.55, …, 0.95 of COCO's average precision", 4),
     MetricInfo("AP50", True, "mean over the classes of COCO's average precision at IoU 0.50", 4),
@@ -52,79 +33,7 @@ MEASURES = (
 )
 _LARGEST_JSON = 2**30
 _MOST_CLASSES = 2**24
-_AT_50, _AT_75 = 0, 5
 _SHOWN = 5
-
-
-class Boxes(NamedTuple):
-    """Boxes of one picture, in pixels."""
-
-    kinds: NDArray[np.int64]
-    """Class numbers, ``[N]``."""
-    places: NDArray[np.float64]
-    """Left, top, width, height, ``[N, 4]``."""
-    confidences: NDArray[np.float64]
-    """``[N]``, 0 to 1; 1 for the ground truth."""
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[float]]) -> Boxes:
-        """Rows of class, left, top, width, height, confidence."""
-        table = np.array(rows, dtype=np.float64).reshape(-1, 6)
-        return cls(table[:, 0].astype(np.int64), table[:, 1:5], table[:, 5])
-
-
-@dataclass(frozen=True)
-class ObjectClasses:
-    """Which classes are scored."""
-
-    name: str
-    """Of the convention, or of where the numbers come from."""
-    names: tuple[str, ...] | None
-    """None where nobody says what the numbers mean."""
-
-    def check(self, path: Path, kind: int) -> None:
-        """Raise InputError where there is no class of this number."""
-        if self.names is not None and not 0 <= kind < len(self.names):
-            raise InputError(
-                f"{path}: class {kind}",
-                rule=f"the classes of {self.name} are {', '.join(self.names)}, numbered from 0",
-                remedy="renumber the classes, or name another convention with --classes",
-            )
-
-    def numbers(self, sets: Sequence[Sequence[Boxes]]) -> list[int]:
-        """The classes to score; where they have no names, those of any box in these sets of pictures."""
-        if self.names is not None:
-            return list(range(len(self.names)))
-        return sorted({kind for pictures in sets for kind in _counts(pictures)})
-
-    def text(self, kind: int) -> str:
-        """The name of a class."""
-        return f"class {kind}" if self.names is None else self.names[kind]
-
-
-def object_classes(classes: str | None, tables: Sequence[ClassTable | None]) -> ObjectClasses:
-    """The convention of this name; without one, the table of the dataset, or numbers where it is not a known one.
-
-    Raises:
-        InputError: no such convention, or datasets of several tables.
-    """
-    if classes is not None:
-        for name, table in TABLES.items():
-            if name.lower() == classes.lower():
-                return ObjectClasses(name, table.names)
-        raise InputError(
-            f"--classes {classes}", rule=f"detection knows {', '.join(TABLES)}", remedy="name one, or leave it away"
-        )
-    found = list({id(table): table for table in tables}.values())
-    if len(found) > 1:
-        raise InputError(
-            "datasets with different classes of boxes",
-            rule="one score is for one set of classes",
-            remedy="give one dataset at a time",
-        )
-    if found[0] is None:
-        return ObjectClasses("numbers as in the boxes", None)
-    return next(ObjectClasses(name, table.names) for name, table in TABLES.items() if table is found[0])
 
 
 def score_detection(
@@ -157,70 +66,8 @@ def score_detection(
     truth = [_true_boxes(pair, classes) for pair in track(scored, "Reading boxes")]
     rows = {row: [boxes.get(pair.name, Boxes.of([])) for pair in scored] for row, boxes in predicted.items()}
     sizes = [pair.vis.size() for pair in scored]
-    kinds = classes.numbers([truth, *rows.values()])
+    kinds = _numbers(classes, [truth, *rows.values()])
     return [_scores(row, truth, boxes, sizes, classes, kinds, hashes[row]) for row, boxes in rows.items()]
-
-
-def average_precision(
-    truth: Sequence[Boxes], predicted: Sequence[Boxes], sizes: Sequence[Size], kinds: Sequence[int]
-) -> NDArray[np.float64]:
-    """COCO's average precision, ``[10, classes]``: IoU 0.50, 0.55, …, 0.95 by class; nan for a class without object.
-
-    Args:
-        truth: boxes of each picture.
-        predicted: boxes of the same pictures.
-        sizes: (height, width) of the pictures.
-        kinds: numbers of the classes.
-    """
-    library = scoring_library()
-    known = library.COCO(_coco_dataset(truth, sizes, kinds))
-    found = library.COCO(_coco_dataset(predicted, sizes, kinds))
-    evaluation = library.COCOeval_faster(known, found, "bbox", print_function=_say_nothing)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision = np.asarray(evaluation.eval["precision"], dtype=np.float64)[:, :, :, 0, -1]  # every size, 100 boxes
-    ap: NDArray[np.float64] = precision.mean(axis=1)
-    ap[(precision < 0).any(axis=1)] = np.nan
-    return ap
-
-
-def scoring_library() -> Any:
-    """What computes the scores; InputError where it is not installed."""
-    try:
-        return import_module("faster_coco_eval")
-    except ImportError as error:
-        raise InputError(
-            "faster-coco-eval is not installed",
-            rule="detection is scored with it",
-            remedy="pip install 'duskfuse[tasks]'",
-        ) from error
-
-
-def _say_nothing(*_: object) -> None:
-    """Stdout belongs to the result."""
-
-
-def _coco_dataset(pictures: Sequence[Boxes], sizes: Sequence[Size], kinds: Sequence[int]) -> dict[str, Any]:
-    annotations: list[dict[str, Any]] = []
-    for image, boxes in enumerate(pictures, start=1):
-        for kind, place, confidence in zip(*boxes, strict=True):
-            left, top, width, height = map(float, place)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # COCO's matching takes 0 for no match
-                    "image_id": image,
-                    "category_id": int(kind),
-                    "bbox": [left, top, width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                    "score": float(confidence),
-                }
-            )
-    return {
-        "images": [{"id": image, "height": size[0], "width": size[1]} for image, size in enumerate(sizes, start=1)],
-        "annotations": annotations,
-        "categories": [{"id": kind, "name": str(kind)} for kind in kinds],
-    }
 
 
 def _scores(
@@ -237,7 +84,7 @@ def _scores(
     found = tuple(
         ClassScores(
             classes.text(kind),
-            {"AP50:95": float(column.mean()), "AP50": float(column[_AT_50]), "AP75": float(column[_AT_75])},
+            {"AP50:95": float(column.mean()), "AP50": float(column[AT_50]), "AP75": float(column[AT_75])},
             true_counts.get(kind, 0),
             counts.get(kind, 0),
         )
@@ -245,6 +92,13 @@ def _scores(
     )
     totals = {measure.name: mean_of([kind.values[measure.name] for kind in found]) for measure in MEASURES}
     return MethodScores(name, totals, {}, found, sha256=sha256)
+
+
+def _numbers(classes: ObjectClasses, sets: Sequence[Sequence[Boxes]]) -> list[int]:
+    """The classes to score; where they have no names, those of any box in these sets of pictures."""
+    if classes.names is not None:
+        return list(range(len(classes.names)))
+    return sorted({kind for pictures in sets for kind in _counts(pictures)})
 
 
 def _counts(pictures: Sequence[Boxes]) -> dict[int, int]:

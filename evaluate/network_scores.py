@@ -2,8 +2,9 @@
 
 The network sees colour: a model's luminance (and that of the average and the maximum) with the chroma of the visible
 picture, rounded to 8 bit as ``duskfuse fuse`` writes it; fused pictures and the visible picture as stored; the infrared
-picture as three equal channels. Predictions are written first, in the forms that ``--predictions`` takes, and then
-scored by the same code: a killed run goes on with the same command, and anybody can look at them or score them again.
+picture as three equal channels. A detector of two cameras sees the infrared picture besides. Predictions are written
+first, in the forms that ``--predictions`` takes, and then scored by the same code: a killed run goes on with the same
+command, and anybody can look at them or score them again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from duskfuse import __version__
 from duskfuse.data.atomic import write_atomically
-from duskfuse.data.class_conventions import check_labels, convention_for
+from duskfuse.data.class_conventions import OBJECT_TABLES, check_labels, convention_for, object_classes
 from duskfuse.data.colour import recombine
 from duskfuse.data.containers import Size
 from duskfuse.data.errors import InputError
@@ -34,8 +35,7 @@ from duskfuse.data.pair_files import PairFiles
 from duskfuse.data.priors.pipeline import cores
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
-from duskfuse.evaluate import detection, network_classes, network_pictures, onnx_run, saliency, task_predictors
-from duskfuse.evaluate.detection import Boxes
+from duskfuse.evaluate import network_classes, network_pictures, onnx_run, task_predictors, torch_predictors
 from duskfuse.evaluate.evaluate import OnBad, check_pictures, look_at_all
 from duskfuse.evaluate.fused_folder import read_fused_rgb
 from duskfuse.evaluate.measurement_files import check_free
@@ -45,11 +45,15 @@ from duskfuse.evaluate.onnx_run import NetworkInput
 from duskfuse.evaluate.score_pairs import Rule, fused_grey
 from duskfuse.evaluate.scores import Finding
 from duskfuse.evaluate.source_pictures import SeenSources, SourcePictures
-from duskfuse.evaluate.task_predictors import TaskPredictor, open_onnx_predictor, open_segmenter_predictor
-from duskfuse.evaluate.task_results import Task, TaskScores
+from duskfuse.evaluate.task_predictors import TaskPredictor, open_onnx_predictor
+from duskfuse.evaluate.task_results import TaskScores
 from duskfuse.evaluate.task_scores import check_classes, score_predictions, task_files, with_truth
+from duskfuse.evaluate.torch_predictors import DetectorPredictor, SaliencyPredictor, SegmenterPredictor
+from duskfuse.tasks import detection_scores, saliency_scores
+from duskfuse.tasks.detection_scores import Boxes
+from duskfuse.tasks.task_network import Task
 
-_COMPUTE = (network_classes, network_pictures, onnx_run, task_predictors)
+_COMPUTE = (network_classes, network_pictures, onnx_run, task_predictors, torch_predictors)
 
 
 def network_scores(
@@ -75,8 +79,8 @@ def network_scores(
     Args:
         data: folder of pairs, see :func:`duskfuse.data.layout.find_pairs`; those without ground truth are left out.
         task: what the network predicts.
-        network: an ONNX file, see :func:`duskfuse.evaluate.task_predictors.open_onnx_predictor`; for segmentation also
-            what :func:`duskfuse.tasks.open_segmenter.open_segmenter` opens.
+        network: an ONNX file, see :func:`duskfuse.evaluate.task_predictors.open_onnx_predictor`; weights of
+            ``train-task``; or a segmenter's folder that :func:`duskfuse.tasks.open_segmenter.open_segmenter` opens.
         model: zoo names, checkpoints and ONNX files of fusion models.
         fused: row name → folder of fused pictures, matched with the pairs by name or stem.
         network_input: values of the network's input, where its file does not say; by default 0 to 1.
@@ -164,26 +168,28 @@ def _open(
     path: Path, task: Task, classes: str | None, scored: Sequence[PairFiles], network_input: NetworkInput | None
 ) -> TaskPredictor:
     """Open the network for the classes of the data; what scores the task must be there before anything is computed."""
+    table, convention = None, None
     match task:
         case Task.SEGMENTATION:
             convention = convention_for(classes, [pair.label_classes for pair in scored])
             check_labels(scored, convention)
-            if path.suffix.lower() == ".onnx":
-                return open_onnx_predictor(path, task, convention.table, network_input)
-            if network_input is not None:
-                raise InputError(
-                    f"--network-input {network_input} for {path}",
-                    rule="a segmenter knows how it wants its pictures",
-                    remedy="leave it away",
-                )
-            return open_segmenter_predictor(path, convention)
+            table = convention.table
         case Task.DETECTION:
-            detection.scoring_library()
-            objects = detection.object_classes(classes, [pair.box_classes for pair in scored])
-            return open_onnx_predictor(path, task, detection.TABLES.get(objects.name), network_input)
+            detection_scores.scoring_library()
+            table = OBJECT_TABLES.get(object_classes(classes, [pair.box_classes for pair in scored]).name)
         case Task.SALIENCY:
-            saliency.scoring_library()
-            return open_onnx_predictor(path, task, None, network_input)
+            saliency_scores.scoring_library()
+    if path.suffix.lower() == ".onnx":
+        return open_onnx_predictor(path, task, table, network_input)
+    if network_input is not None:
+        raise InputError(
+            f"--network-input {network_input} for {path}",
+            rule="a network that was trained here knows how it wants its pictures",
+            remedy="leave it away",
+        )
+    if convention is not None:
+        return SegmenterPredictor(path, convention)
+    return DetectorPredictor(path, table) if task is Task.DETECTION else SaliencyPredictor(path)
 
 
 def _findings_of(names: set[str], findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -229,6 +235,8 @@ def _predict(
         sources = SourcePictures(pair)
         for method in wanted:
             rgb = network_picture(method, sources)
+            if isinstance(network, DetectorPredictor) and network.sees_infrared:
+                rgb = np.dstack([rgb, sources.ir_u8])
             _write(predictions[method.name] / f"{pair.name}{suffix}", network.predict(rgb), pair.vis.size())
 
 

@@ -16,9 +16,9 @@ from duskfuse.data.errors import InputError
 from duskfuse.evaluate.fusers import size_text
 from duskfuse.evaluate.methods import model_sha256
 from duskfuse.evaluate.network_pictures import Placed
-from duskfuse.evaluate.task_results import Task
 from duskfuse.tasks.encoders import IMAGENET_MEAN, IMAGENET_STD
 from duskfuse.tasks.segmenter import SIDE_MULTIPLE
+from duskfuse.tasks.task_network import Task
 
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 INTEGERS = frozenset({"tensor(int64)", "tensor(int32)", "tensor(uint8)"})

@@ -7,12 +7,9 @@ published tools, every predicted map is stretched to 0 … 1 before. Ground trut
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +21,8 @@ from duskfuse.data.progress import track
 from duskfuse.evaluate.metrics import MetricInfo
 from duskfuse.evaluate.statistics import Summary, summarise
 from duskfuse.evaluate.task_results import MethodScores
+from duskfuse.tasks.saliency_scores import Curve, MapScores, map_scores, scoring_library
 
-BETA_SQUARED = 0.3
 _SALIENT = 128
 _IN_CURVES = "averaged over the pictures at each of 256 thresholds"
 
@@ -43,18 +40,6 @@ MAX_F = MetricInfo("max F", True, f"{_F}: largest value of its curve, {_IN_CURVE
 MAX_E = MetricInfo("max E", True, f"{_E}: largest value of its curve, {_IN_CURVES}", 4)
 MEASURES = (*IMAGE_MEASURES[:2], MAX_F, *IMAGE_MEASURES[2:4], MAX_E, *IMAGE_MEASURES[4:])
 
-Curve = NDArray[np.float64]
-"""One value per threshold, ``[256]``."""
-
-
-class MapScores(NamedTuple):
-    """The scores of one map."""
-
-    single: Mapping[str, float]
-    """Value of each of `IMAGE_MEASURES`; F is nan where nothing is salient in the ground truth."""
-    f_curve: Curve
-    e_curve: Curve
-
 
 def score_saliency(rows: Mapping[str, Mapping[str, Path]], pairs: Sequence[PairFiles]) -> list[MethodScores]:
     """Score predicted saliency maps: row name → pair name → 8-bit grey picture.
@@ -62,32 +47,14 @@ def score_saliency(rows: Mapping[str, Mapping[str, Path]], pairs: Sequence[PairF
     Raises:
         InputError: a picture is unreadable, not grey or not 8-bit; pysodmetrics is not installed.
     """
-    library = scoring_library()
+    scoring_library()
     found: dict[str, list[MapScores]] = {row: [] for row in rows}
     for pair in track(pairs, "Scoring maps"):
         truth = _truth(pair)
         for row, files in rows.items():
-            found[row].append(_map_scores(library, _predicted_map(files[pair.name]), truth))
+            found[row].append(map_scores(_predicted_map(files[pair.name]), truth))
     names = [pair.name for pair in pairs]
     return [_scores(row, names, scores) for row, scores in found.items()]
-
-
-def map_scores(predicted: NDArray[np.uint8], truth: NDArray[np.bool_]) -> MapScores:
-    """Score one map ``[H, W]`` against what is salient, ``[H, W]``."""
-    return _map_scores(scoring_library(), predicted, truth)
-
-
-def scoring_library() -> Any:
-    """What computes the scores; InputError where it is not installed."""
-    try:
-        return import_module("py_sod_metrics")
-    except ImportError as error:
-        raise InputError(
-            f"pysodmetrics cannot be used ({error})",
-            rule="saliency is scored with it",
-            remedy="pip install 'duskfuse[tasks]' and then pip install --no-deps pysodmetrics: its own dependencies "
-            "would replace OpenCV and numpy",
-        ) from error
 
 
 def _truth(pair: PairFiles) -> NDArray[np.bool_]:
@@ -109,28 +76,6 @@ def _predicted_map(path: Path) -> NDArray[np.uint8]:
             remedy="save the map as 8-bit PNG, 0 for nothing salient",
         )
     return np.ascontiguousarray(stored)
-
-
-def _map_scores(library: Any, predicted: NDArray[np.uint8], truth: NDArray[np.bool_]) -> MapScores:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Fmeasure announces its successor, which gives the same numbers
-        measures = (library.Fmeasure(beta=BETA_SQUARED), library.Emeasure(), library.Smeasure(), library.MAE())
-        for measure in measures:
-            measure.step(predicted, truth.astype(np.uint8) * np.uint8(255))
-        f_measure, e_measure, s_measure, mae = (measure.get_results() for measure in measures)
-    f_curve, e_curve = (np.asarray(found["curve"], dtype=np.float64) for found in (f_measure["fm"], e_measure["em"]))
-    adaptive_f = float(f_measure["fm"]["adp"])
-    if not truth.any():
-        f_curve, adaptive_f = np.full_like(f_curve, nan), nan
-    single = {
-        "mean F": float(f_curve.mean()),
-        "adaptive F": adaptive_f,
-        "mean E": float(e_curve.mean()),
-        "adaptive E": float(e_measure["em"]["adp"]),
-        "S": float(s_measure["sm"]),
-        "MAE": float(mae["mae"]),
-    }
-    return MapScores(single, f_curve, e_curve)
 
 
 def _scores(name: str, pairs: Sequence[str], maps: Sequence[MapScores]) -> MethodScores:

@@ -1,4 +1,6 @@
-"""Task networks given by path, run on one picture: ONNX files of any origin, and the segmenters of `duskfuse.tasks`.
+"""Task networks given by path, run on one picture: ONNX files of any origin.
+
+Those of `duskfuse.tasks` are in `duskfuse.evaluate.torch_predictors`.
 
 Nothing is guessed silently: an ONNX file whose inputs and outputs fit no known form is refused with what was seen.
 Dense outputs are brought back to the picture, logits and maps bilinearly, ids by the nearest; boxes are cut at its
@@ -14,17 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from duskfuse.data.class_conventions import Convention
 from duskfuse.data.class_tables import ClassTable
 from duskfuse.data.errors import InputError
-from duskfuse.evaluate.detection import Boxes
 from duskfuse.evaluate.network_classes import NetworkClasses, network_classes
-from duskfuse.evaluate.network_pictures import Placed, Rgb, brought_back, placed_for, unit_values
+from duskfuse.evaluate.network_pictures import Placed, Rgb, brought_back, placed_for
 from duskfuse.evaluate.onnx_run import FLOATS, INTEGERS, NetworkInput, OnnxRun
-from duskfuse.evaluate.prediction_files import files_sha256
-from duskfuse.evaluate.task_results import Task
-from duskfuse.tasks.open_segmenter import open_segmenter
-from duskfuse.tasks.segmenter import Segmenter
+from duskfuse.tasks.detection_scores import Boxes
+from duskfuse.tasks.task_network import Task
 
 LEAST_CONFIDENCE, NMS_IOU, MOST_BOXES = 0.001, 0.7, 300
 """Of YOLO outputs: what its own program keeps when it computes AP."""
@@ -42,17 +40,6 @@ class TaskPredictor(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the scores has to know of the network, as plain data."""
-
-
-def open_segmenter_predictor(path: Path, classes: Convention) -> TaskPredictor:
-    """Open a segmenter of ours, or a folder of another program's, see `duskfuse.tasks.open_segmenter`."""
-    if not (path.is_dir() or path.suffix.lower() == ".safetensors"):
-        raise InputError(
-            f"{path} has the suffix {path.suffix!r}" if path.exists() else f"{path} is not there",
-            rule="--network is an .onnx file, or for segmentation a .safetensors file or folder of a segmenter",
-            remedy="check the path, or export the network to ONNX",
-        )
-    return _TorchSegmenter(path, open_segmenter(path, classes))
 
 
 def open_onnx_predictor(
@@ -107,32 +94,6 @@ class _Segmenter:
         """See :class:`TaskPredictor`."""
         used = self._logits or self._ids
         return {**self._run.facts(), "output": str(used), **self._classes.facts()}
-
-
-class _TorchSegmenter:
-    def __init__(self, path: Path, segmenter: Segmenter) -> None:
-        self._path = path
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._segmenter = segmenter.to(self._device)
-
-    def predict(self, rgb: Rgb) -> NDArray[np.uint8]:
-        """Class ids of the data, ``[H, W]``."""
-        ids: NDArray[np.uint8] = self._segmenter.ids(unit_values(rgb).to(self._device))[0].cpu().numpy()
-        return ids
-
-    def facts(self) -> dict[str, Any]:
-        """See :class:`TaskPredictor`."""
-        in_folder = self._path.is_dir() or self._path.name == "model.safetensors"
-        folder = self._path if self._path.is_dir() else self._path.parent
-        parts = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")) if in_folder else [self._path]
-        return {
-            "file": self._path.name,
-            "sha256": files_sha256({part.name: part for part in parts}),
-            "runs_on": self._device.type.upper(),
-            "input": "its own",
-            "size": None,
-            "output": f"logits of {self._segmenter.classes.name}",
-        }
 
 
 class _SaliencyNetwork:

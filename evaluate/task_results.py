@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property
 from math import isfinite, isnan, nan
 from pathlib import Path
@@ -22,6 +21,7 @@ from duskfuse.evaluate.statistics import (
     Scores,
     paired_tests,
 )
+from duskfuse.tasks.task_network import Task
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,14 +36,6 @@ ABSENT = "absent"
 _SHOWN_ABSENT = 6
 _SHOWN_COLUMNS = 6
 """Beyond these a terminal breaks numbers, and only the first measure of each row is shown of the classes."""
-
-
-class Task(StrEnum):
-    """What is predicted from fused pictures."""
-
-    SEGMENTATION = "segmentation"
-    DETECTION = "detection"
-    SALIENCY = "saliency"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from duskfuse.data.atomic import write_atomically
-from duskfuse.data.class_conventions import convention_for
+from duskfuse.data.class_conventions import convention_for, object_classes
 from duskfuse.data.errors import InputError
 from duskfuse.data.layout import find_pairs
 from duskfuse.data.pair_files import PairFiles
@@ -22,7 +22,8 @@ from duskfuse.evaluate import detection, saliency, segmentation
 from duskfuse.evaluate.measurement_files import check_free, csv_text
 from duskfuse.evaluate.metrics import MetricInfo
 from duskfuse.evaluate.prediction_files import files_sha256, picture_predictions
-from duskfuse.evaluate.task_results import MethodScores, Task, TaskScores
+from duskfuse.evaluate.task_results import MethodScores, TaskScores
+from duskfuse.tasks.task_network import Task
 
 
 def task_scores(
@@ -185,7 +186,7 @@ def _detection(
     scored: Sequence[PairFiles],
     classes: str | None,
 ) -> _Scored:
-    objects = detection.object_classes(classes, [pair.box_classes for pair in scored])
+    objects = object_classes(classes, [pair.box_classes for pair in scored])
     return _Scored(
         classes=objects.name,
         meaning="COCO's average precision: 101 recalls, at most 100 boxes per picture and class, objects of every "

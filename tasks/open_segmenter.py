@@ -8,10 +8,11 @@ from pydantic import JsonValue
 
 from duskfuse.data.class_conventions import Convention, convention_named
 from duskfuse.data.errors import InputError
-from duskfuse.data.weights import check_architecture, load_weights, read_card, read_state_dict
+from duskfuse.data.weights import check_architecture, load_weights, read_card
 from duskfuse.tasks.foreign_segmenters import open_foreign_segmenter
 from duskfuse.tasks.segmenter import Segmenter
-from duskfuse.tasks.segmenter_network import SegmenterNetwork, Trunk, load_squeezenet
+from duskfuse.tasks.segmenter_network import SegmenterNetwork
+from duskfuse.tasks.trunk import Trunk, start_from_imagenet
 
 ARCHITECTURE = "segmenter"
 
@@ -29,17 +30,7 @@ def new_segmenter(classes: Convention, trunk: Trunk = Trunk.RESIDUAL, trunk_weig
     """
     network = SegmenterNetwork(len(classes.counted), trunk)
     if trunk_weights is not None:
-        rule = "the trunk starts from the features.* weights of torchvision's squeezenet1_1"
-        remedy = "give that file, or none"
-        if trunk is not Trunk.SQUEEZENET:
-            raise InputError(f"{trunk_weights} for the trunk {trunk}", rule=rule, remedy=remedy)
-        state = read_state_dict(trunk_weights, rule=rule, remedy=remedy)
-        try:
-            load_squeezenet(network, state)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"{trunk_weights}: {str(error).splitlines()[-1].strip()}", rule=rule, remedy=remedy
-            ) from None
+        start_from_imagenet(network.trunk, trunk, trunk_weights)
     return Segmenter(network, classes)
 
 

@@ -19,7 +19,7 @@ from duskfuse.data.class_conventions import Convention
 from duskfuse.data.class_tables import IGNORED
 from duskfuse.data.geometry import pad_reflected
 from duskfuse.tasks.encoders import IMAGENET_MEAN, IMAGENET_STD
-from duskfuse.tasks.task_network import TaskNetwork
+from duskfuse.tasks.task_network import Task, TaskNetwork
 
 SIDE_MULTIPLE = 32
 """Wrapped networks get pictures whose sides are multiples of this, continued by reflection."""
@@ -27,7 +27,7 @@ NEVER = -1e4
 """Logit of classes that a network cannot name: no probability, and finite in half precision."""
 
 
-class Segmenter(TaskNetwork[Tensor, Tensor]):
+class Segmenter(TaskNetwork[Tensor, Tensor, Tensor]):
     """A network of logits at any resolution, made to give them for every pixel and every id of its classes.
 
     Args:
@@ -38,6 +38,7 @@ class Segmenter(TaskNetwork[Tensor, Tensor]):
         std: likewise.
     """
 
+    task = Task.SEGMENTATION
     mean: Tensor
     std: Tensor
 
@@ -53,14 +54,14 @@ class Segmenter(TaskNetwork[Tensor, Tensor]):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, rgb: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor) -> Tensor:
         """Logits ``[B, C, H, W]`` of RGB ``[B, 3, H, W]`` in [0, 1], H and W at least 32; channel c is id c.
 
         Classes that the network cannot name have the logit `NEVER`.
         """
-        height, width = rgb.shape[-2:]
+        height, width = pictures.shape[-2:]
         padded = (height + -height % SIDE_MULTIPLE, width + -width % SIDE_MULTIPLE)
-        raw = self.network(pad_reflected((rgb - self.mean) / self.std, padded))
+        raw = self.network(pad_reflected((pictures - self.mean) / self.std, padded))
         logits = F.interpolate(raw, size=padded, mode="bilinear", align_corners=False)[..., :height, :width]
         if logits.shape[1] == len(self.classes.table):
             return logits
@@ -80,7 +81,7 @@ class Segmenter(TaskNetwork[Tensor, Tensor]):
         return total / (ids != IGNORED).sum().clamp_min(1)
 
     @torch.no_grad()
-    def ids(self, rgb: Tensor) -> Tensor:
+    def predict(self, pictures: Tensor) -> Tensor:
         """The likeliest class of every pixel, ``[B, H, W]`` uint8."""
-        ids: Tensor = self(rgb).argmax(dim=1).to(torch.uint8)
+        ids: Tensor = self(pictures).argmax(dim=1).to(torch.uint8)
         return ids

@@ -34,6 +34,7 @@ from duskfuse.distill.augmentation import Change, augmented, faulty_infrared, fa
 from duskfuse.distill.context import Batch
 from duskfuse.distill.dataset import TrainingPairs, _mix, load_batches
 from duskfuse.distill.engine import Engine
+from duskfuse.distill.ground_truth import WantedTruth
 from duskfuse.distill.recipe import DataConfig, Owner
 from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.students.unet import UNetStudent
@@ -87,7 +88,9 @@ class Opened:
     ) -> TrainingPairs:
         config = DataConfig(crop=(48, 64), masks=6, mask_pool=60, augment=augment)
         pictures = self.teacher if teacher else None
-        return TrainingPairs(self.pairs, config, seed, masks=self.masks, teacher=pictures, labels=labels)
+        return TrainingPairs(
+            self.pairs, config, seed, masks=self.masks, teacher=pictures, truth=WantedTruth(labels=labels)
+        )
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from duskfuse.data.class_conventions import convention_named
+from duskfuse.data.class_conventions import convention_named, objects_named
 from duskfuse.data.errors import TrainingError
 from duskfuse.distill.adapters import FeatureAdapters
 from duskfuse.distill.context import Batch, source_patches
@@ -18,8 +19,11 @@ from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.fusion import sobel_magnitude
 from duskfuse.students.unet import UNetStudent
+from duskfuse.tasks.detector import new_detector
 from duskfuse.tasks.encoders import filter_encoder
 from duskfuse.tasks.open_segmenter import new_segmenter
+from duskfuse.tasks.saliency import new_saliency
+from duskfuse.tasks.task_network import Task
 from duskfuse.teachers.main_network import MainNetwork
 
 CPU = torch.device("cpu")
@@ -33,13 +37,17 @@ def recipe() -> Recipe:
 def make_engine(recipe: Recipe) -> Engine:
     torch.manual_seed(0)
     networks = {Owner.TEACHER: MainNetwork(), Owner.STUDENT: UNetStudent()}
-    critic = new_segmenter(convention_named("MFNet-9")).freeze()
+    critics = {
+        Task.SEGMENTATION: new_segmenter(convention_named("MFNet-9")).freeze(),
+        Task.DETECTION: new_detector(objects_named("MSRS-3")).freeze(),
+        Task.SALIENCY: new_saliency().freeze(),
+    }
     return Engine(
         recipe,
         networks,
         filter_encoder(),
         CPU,
-        segmenter=critic,
+        critics=critics,
         perceptual=filter_encoder(),
         adapters=FeatureAdapters([32] * 5, [32] * 5),
     )
@@ -50,15 +58,25 @@ def make_batch(seed: int = 0, size: int = 16) -> Batch:
     ir, vis = (torch.rand(2, channels, size, size, generator=generator) for channels in (1, 3))
     masks = torch.rand(2, 4, size, size, generator=generator) > 0.5
     label = torch.randint(9, (2, size, size), generator=generator).to(torch.uint8)
-    return Batch(ir=ir, vis=vis, masks_ir=masks, masks_vis=masks.flip(0), names=("a", "b"), label=label)
+    objects = torch.tensor([[[0.0, 2, 3, 12, 14], [2, 5, 1, 9, 9]], [[1, 0, 0, 8, 16], [-1, 0, 0, 0, 0]]])
+    return Batch(
+        ir=ir,
+        vis=vis,
+        masks_ir=masks,
+        masks_vis=masks.flip(0),
+        names=("a", "b"),
+        label=label,
+        objects=objects,
+        salient=masks[:, :1].float(),
+    )
 
 
 @pytest.mark.parametrize(("number", "owner"), [(2, Owner.STUDENT), (3, Owner.TEACHER)])
 def test_a_step_moves_its_owner_and_nothing_else(recipe: Recipe, number: int, owner: Owner) -> None:
     engine = make_engine(recipe)
-    assert engine.segmenter is not None
     before = {o: {k: v.clone() for k, v in network.state_dict().items()} for o, network in engine.networks.items()}
-    critic = {k: v.clone() for k, v in engine.segmenter.state_dict().items()}
+    critics = nn.ModuleDict({task.value: critic for task, critic in engine.critics.items()})
+    untouched = {k: v.clone() for k, v in critics.state_dict().items()}
     result = engine.step(number, make_batch())
     assert result.owner is owner
     for other, network in engine.networks.items():
@@ -67,9 +85,9 @@ def test_a_step_moves_its_owner_and_nothing_else(recipe: Recipe, number: int, ow
         if other is not owner:
             assert all(parameter.grad is None for parameter in network.parameters())
     assert engine.encoder is not None
-    for frozen in (engine.encoder, engine.segmenter):
+    for frozen in (engine.encoder, critics):
         assert all(parameter.grad is None for parameter in frozen.parameters())
-    assert all(torch.equal(v, critic[k]) for k, v in engine.segmenter.state_dict().items())
+    assert all(torch.equal(v, untouched[k]) for k, v in critics.state_dict().items())
 
 
 @pytest.mark.parametrize("owner", [Owner.STUDENT, Owner.TEACHER])
@@ -93,8 +111,7 @@ def test_every_single_term_moves_only_its_owner(recipe: Recipe, owner: Owner) ->
         for candidate, network in engine.networks.items():
             moved = any(p.grad is not None for p in network.parameters())
             assert moved == (candidate is owner), f"{name} moved {candidate}"
-        assert engine.segmenter is not None
-        assert all(parameter.grad is None for parameter in engine.segmenter.parameters())
+        assert all(p.grad is None for critic in engine.critics.values() for p in critic.parameters())
 
 
 def test_fields_are_computed_once_and_twins_share_the_forward(recipe: Recipe) -> None:

@@ -22,16 +22,16 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_picture, to_u8, write_picture
 from duskfuse.data.scenes.write import write_scenes
 from duskfuse.data.weights import ModelCard, save_weights
-from duskfuse.evaluate.detection import Boxes
 from duskfuse.evaluate.evaluate import OnBad
 from duskfuse.evaluate.network_scores import network_scores
 from duskfuse.evaluate.onnx_run import NetworkInput
 from duskfuse.evaluate.task_predictors import LEAST_CONFIDENCE, NMS_IOU, open_onnx_predictor
-from duskfuse.evaluate.task_results import Task
 from duskfuse.evaluate.task_scores import task_scores
 from duskfuse.export.fuse import fuse
+from duskfuse.tasks.detection_scores import Boxes
 from duskfuse.tasks.open_segmenter import new_segmenter, segmenter_settings
-from duskfuse.tasks.segmenter_network import Trunk
+from duskfuse.tasks.task_network import Task
+from duskfuse.tasks.trunk import Trunk
 
 SIZE = (72, 88)
 """Neither side a multiple of 32."""
@@ -302,11 +302,11 @@ def test_a_segmenter_of_ours_scores_as_its_own_ids(scenes: Path, tmp_path: Path)
     for name in names_of(scenes):
         rgb = torch.from_numpy(read_picture(scenes / "vis" / f"{name}.png")).permute(2, 0, 1)[None].float() / 255
         labels.append(read_picture(scenes / "label" / f"{name}.png"))
-        predictions.append(segmenter.ids(rgb)[0].numpy())
+        predictions.append(segmenter.predict(rgb)[0].numpy())
     assert found.rows[2].totals["mIoU"] == pytest.approx(slow_miou(labels, predictions), abs=1e-12)
     with pytest.raises(InputError, match="trained on scenes-11, and FMB-15 is wanted"):
         network_scores(scenes, task=Task.SEGMENTATION, network=path, classes="FMB-15", out=tmp_path / "other")
-    with pytest.raises(InputError, match=r"an \.onnx file"):
+    with pytest.raises(InputError, match="'detector' is wanted here"):
         network_scores(scenes, task=Task.DETECTION, network=path, out=tmp_path / "other")
 
 
@@ -507,7 +507,7 @@ def test_the_command_prints_json_and_refuses_what_does_not_go_together(scenes: P
         ([*given, "--network", net], "--task"),
         ([*seg, "--network", tmp_path / "missing.onnx"], "is not there"),
         ([*seg, "--network", tmp_path / "no.onnx"], "cannot be opened"),
-        ([*seg, "--network", tmp_path / "net.pt"], "an .onnx file, or for segmentation"),
+        ([*seg, "--network", tmp_path / "net.pt"], "an .onnx file, a .safetensors file"),
         ([*seg[:-1], "detection", "--classes", "MSRS-3", "--network", tmp_path / "net.pt"], "an .onnx file"),
         ([*seg, "--network", tmp_path, "--network-input", "unit"], "leave it away"),
         ([*seg, "--network", tmp_path], "segmenter"),

@@ -30,13 +30,15 @@ from duskfuse.distill.context import Batch, BatchContext
 from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.distill import distill
 from duskfuse.distill.engine import Engine
+from duskfuse.distill.ground_truth import WantedTruth
 from duskfuse.distill.recipe import DataConfig, FusionField, Owner
 from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.terms import TermName
-from duskfuse.distill.terms.segmentation import segmentation
+from duskfuse.distill.terms.critics import segmentation
 from duskfuse.tasks.open_segmenter import ARCHITECTURE, new_segmenter, segmenter_settings
 from duskfuse.tasks.segmenter import Segmenter
-from duskfuse.tasks.segmenter_network import Trunk
+from duskfuse.tasks.task_network import Task
+from duskfuse.tasks.trunk import Trunk
 from duskfuse.teachers.main_network import MainNetwork
 
 SCENES = convention_named("scenes-11")
@@ -67,7 +69,7 @@ def test_the_term_is_cross_entropy_on_the_coloured_picture() -> None:
     label[0, :7] = 255
     batch = make_batch(label)
     y = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    value = segmentation(FusionOutput(y), BatchContext(batch, {}, segmenter=critic))
+    value = segmentation(FusionOutput(y), BatchContext(batch, {}, critics={Task.SEGMENTATION: critic}))
     expected = F.cross_entropy(critic(recombine(y, batch.vis)), label.long(), ignore_index=255)
     assert torch.allclose(value, expected)
     value.backward()
@@ -86,7 +88,7 @@ def test_following_the_gradient_makes_the_critic_content() -> None:
     values = []
     for _ in range(12):
         optimiser.zero_grad()
-        value = segmentation(FusionOutput(y), BatchContext(batch, {}, segmenter=critic))
+        value = segmentation(FusionOutput(y), BatchContext(batch, {}, critics={Task.SEGMENTATION: critic}))
         value.backward()
         optimiser.step()
         values.append(float(value.detach()))
@@ -99,12 +101,14 @@ def test_samples_without_a_label_do_not_count() -> None:
     label[1] = 255
     batch = make_batch(label)
     y = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    value = segmentation(FusionOutput(y), BatchContext(batch, {}, segmenter=critic))
+    value = segmentation(FusionOutput(y), BatchContext(batch, {}, critics={Task.SEGMENTATION: critic}))
     value.backward()
     assert y.grad is not None
     assert float(y.grad[0].abs().sum()) > 0
     assert not y.grad[1].any()
-    nothing = segmentation(FusionOutput(y), BatchContext(make_batch(label.fill_(255)), {}, segmenter=critic))
+    nothing = segmentation(
+        FusionOutput(y), BatchContext(make_batch(label.fill_(255)), {}, critics={Task.SEGMENTATION: critic})
+    )
     assert float(nothing.detach()) == 0
 
 
@@ -129,7 +133,9 @@ def test_label_infrared_visible_and_masks_carry_the_same_coordinates(coordinates
     """SAGE §10.11 and §8 row 4: one draw for all. The larger crop is padded: ids by 255, pictures by their border."""
     store = PriorCache(coordinates / "cache").store(PriorKind.MASKS, "digits", {"keep": 8})
     config = DataConfig(crop=crop, batch=1, workers=0, masks=8, mask_pool=8, flip=0.5)
-    dataset = TrainingPairs(find_pairs(coordinates / "data"), config, 3, masks=store, labels=COORDINATES)
+    dataset = TrainingPairs(
+        find_pairs(coordinates / "data"), config, 3, masks=store, truth=WantedTruth(labels=COORDINATES)
+    )
     seen = set()
     for batch in load_batches(dataset, config, 0, 12):
         assert batch.label is not None
@@ -156,7 +162,9 @@ def test_label_infrared_visible_and_masks_carry_the_same_coordinates(coordinates
 def test_ids_survive_loading(coordinates: Path) -> None:
     """SAGE §10.12: the ids of the file are those of the batch, none scaled, none mixed."""
     config = DataConfig(crop=(ROWS, COLUMNS), batch=1, workers=0)
-    dataset = TrainingPairs(find_pairs(coordinates / "data"), config, 3, masks=None, labels=COORDINATES)
+    dataset = TrainingPairs(
+        find_pairs(coordinates / "data"), config, 3, masks=None, truth=WantedTruth(labels=COORDINATES)
+    )
     (batch,) = load_batches(dataset, config, 0, 1)
     assert batch.label is not None
     stored = cv2.imread(str(coordinates / "data" / "label" / "a.png"), cv2.IMREAD_UNCHANGED)
@@ -199,7 +207,14 @@ def critic_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(data: Path, cache: Path, out: Path, segmenter: Path | None, changes: tuple[str, ...] = ()) -> list[set[str]]:
     """Names of the terms of every update."""
-    distill(data, out=out, recipe="paper_sage", changes=(*SMALL, *changes), cache=cache, segmenter=segmenter)
+    distill(
+        data,
+        out=out,
+        recipe="paper_sage",
+        changes=(*SMALL, *changes),
+        cache=cache,
+        critics=[] if segmenter is None else [segmenter],
+    )
     return [set(json.loads(line)["terms"]) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -253,7 +268,7 @@ def test_a_critic_that_nobody_asks_or_of_other_classes_is_refused(
     scenes: Path, critic_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"no step .* has the term segmentation"):
-        distill(scenes, out=tmp_path / "run", recipe="demo", segmenter=critic_file)
+        distill(scenes, out=tmp_path / "run", recipe="demo", critics=[critic_file])
     with pytest.raises(InputError, match="FMB-15 is wanted"):
         run(scenes, scenes.parent / "cache", tmp_path / "run", critic_file, ("segmenter.classes=FMB-15",))
     only = "steps.teacher.terms={segmentation: 1}"
@@ -269,7 +284,11 @@ def test_the_critic_moves_the_whole_main_network_and_stays_as_it_is() -> None:
     changes = ["phases=[{name: only, batches: 1, cycle: [pretrain_teacher]}]"]
     network = MainNetwork(width=8)
     engine = Engine(
-        load_recipe("paper_sage", changes), {Owner.TEACHER: network}, None, torch.device("cpu"), segmenter=critic
+        load_recipe("paper_sage", changes),
+        {Owner.TEACHER: network},
+        None,
+        torch.device("cpu"),
+        critics={Task.SEGMENTATION: critic},
     )
     regions = torch.rand(2, 4, 40, 40) > 0.5
     batch = replace(make_batch(label), masks_ir=regions, masks_vis=regions)

@@ -15,7 +15,8 @@ from duskfuse.data.errors import InputError
 from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.tasks.open_segmenter import ARCHITECTURE, new_segmenter, open_segmenter, segmenter_settings
 from duskfuse.tasks.segmenter import NEVER, SIDE_MULTIPLE, Segmenter
-from duskfuse.tasks.segmenter_network import SegmenterNetwork, Trunk
+from duskfuse.tasks.segmenter_network import SegmenterNetwork
+from duskfuse.tasks.trunk import Trunk
 
 FMB15, FMB14, MFNET = (convention_named(name) for name in ("FMB-15", "FMB-14", "MFNet-9"))
 
@@ -58,7 +59,7 @@ def test_a_class_that_does_not_count_is_never_named(tmp_path: Path) -> None:
     logits = segmenter(pictures())
     assert logits.shape[1] == 15
     assert bool((logits[:, 0] == NEVER).all())
-    assert int(segmenter.ids(pictures()).min()) > 0
+    assert int(segmenter.predict(pictures()).min()) > 0
     truth = labels(15)
     truth[truth == 0] = 255
     expected = F.cross_entropy(logits[:, 1:], torch.where(truth == 255, 255, truth - 1), ignore_index=255)
@@ -230,7 +231,7 @@ def test_segformers_open_and_give_their_own_logits(tmp_path: Path) -> None:
 
 def test_fourteen_channels_are_the_fourteen_counted_classes(tmp_path: Path) -> None:
     model = segformer(tmp_path, 14)
-    ids = open_segmenter(tmp_path, FMB14).ids(pictures(64, 96))
+    ids = open_segmenter(tmp_path, FMB14).predict(pictures(64, 96))
     raw = model(normalised(pictures(64, 96))).logits
     own = F.interpolate(raw, size=(64, 96), mode="bilinear", align_corners=False).argmax(dim=1) + 1
     assert float((ids.long() == own).float().mean()) > 0.999

@@ -20,12 +20,13 @@ from duskfuse.data.class_conventions import CONVENTIONS, convention_for
 from duskfuse.data.class_tables import FMB_LABELS, MFNET_LABELS
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import write_picture
-from duskfuse.evaluate.detection import Boxes, average_precision
-from duskfuse.evaluate.saliency import map_scores
 from duskfuse.evaluate.segmentation import miou_interval
-from duskfuse.evaluate.task_results import Task, TaskScores
+from duskfuse.evaluate.task_results import TaskScores
 from duskfuse.evaluate.task_scores import task_scores
 from duskfuse.tasks.confusion import confusion
+from duskfuse.tasks.detection_scores import Boxes, average_precision
+from duskfuse.tasks.saliency_scores import map_scores
+from duskfuse.tasks.task_network import Task
 
 SIZE = (24, 32)
 NAMES = ["a", "b", "c", "d", "e", "f"]

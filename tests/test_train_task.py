@@ -23,10 +23,11 @@ from duskfuse.data.weights import read_card
 from duskfuse.distill.distill import distill
 from duskfuse.distill.task_inputs import shown_pairs
 from duskfuse.distill.task_preview import class_colours, prediction_grid
-from duskfuse.distill.train_task import TaskName, TaskTrainingReport, train_task
+from duskfuse.distill.train_task import TaskTrainingReport, train_task
 from duskfuse.tasks.confusion import ClassPixels, confusion, defined_mean
 from duskfuse.tasks.open_segmenter import open_segmenter
 from duskfuse.tasks.segmenter import Segmenter
+from duskfuse.tasks.task_network import Task
 
 SMALL = ("data.crop=[32, 32]", "data.batch=4", "data.workers=0", "batches=6", "save_every=2", "optimiser.warmup=1")
 CONVENTION = convention_named("targets-2")
@@ -54,7 +55,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, out: Path, *changes: str, **options: object) -> TaskTrainingReport:
     return train_task(
         data,
-        task=TaskName.SEGMENTATION,
+        task=Task.SEGMENTATION,
         out=out,
         classes="targets-2",
         changes=(*SMALL, *changes),
@@ -78,7 +79,7 @@ def test_a_segmenter_learns_what_its_input_shows(targets: Path, tmp_path: Path) 
     found = {}
     for shown in ("ir", "average", "vis"):
         report = run(targets, tmp_path / shown, "batches=40", "save_every=40", shown=shown)
-        found[shown] = report.iou["target"]
+        found[shown] = report.by_class["target"]
     assert min(found["ir"] or 0, found["average"] or 0) > 0.8
     assert (found["vis"] or 0) < 0.6
 
@@ -103,7 +104,7 @@ def test_the_scores_are_those_of_the_written_network(targets: Path, finished: Pa
     scores = []
     for files in find_pairs(targets):
         truth = read_counted_label(files, CONVENTION)
-        predicted = segmenter.ids(read_pair(files).vis[None])[0]
+        predicted = segmenter.predict(read_pair(files).vis[None])[0]
         ious = []
         for number in (0, 1):
             both = int(((truth == number) & (predicted == number)).sum())
@@ -205,7 +206,7 @@ def test_data_and_settings_that_cannot_be_used_are_refused(targets: Path, tmp_pa
     with pytest.raises(InputError, match="none of 12 pairs has a label"):
         run(tmp_path / "bare", tmp_path / "run")
     with pytest.raises(InputError, match="do not say what the ids"):
-        train_task(targets, task=TaskName.SEGMENTATION, out=tmp_path / "run")
+        train_task(targets, task=Task.SEGMENTATION, out=tmp_path / "run")
     with pytest.raises(InputError, match="one is trained on and another held out"):
         run(write_targets(tmp_path / "single", 1), tmp_path / "run")
     for change in ("batches=0", "optimiser.speed=3", "trunk=huge", "optimiser.ema=0.9"):
@@ -229,7 +230,7 @@ def test_the_trained_network_is_a_critic_for_distill(targets: Path, finished: Pa
         "steps={student: {owner: student, terms: {source_mse: 1, segmentation: 0.3}}}",
         "phases=[{name: all, batches: 2, cycle: [student]}]",
     )
-    distill(targets, out=tmp_path / "run", changes=changes, segmenter=finished / "segmenter.safetensors")
+    distill(targets, out=tmp_path / "run", changes=changes, critics=[finished / "segmenter.safetensors"])
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(record["terms"]["segmentation"] > 0 for record in records)
 
@@ -241,7 +242,7 @@ def test_the_command_prints_json_alone(targets: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert Path(report["weights"]).is_file()
-    assert list(report["iou"]) == ["background", "target"]
+    assert list(report["by_class"]) == ["background", "target"]
     refused = CliRunner().invoke(app, [*command, "--input", "sound"])
     assert refused.exit_code == 2
     assert "vis, ir, average or fused=FOLDER" in refused.stderr
@@ -280,7 +281,7 @@ def test_previews_show_every_class_in_its_own_colour() -> None:
 def test_real_labels_train(shared_data: Path, tmp_path: Path) -> None:
     report = train_task(
         shared_data / "detect",
-        task=TaskName.SEGMENTATION,
+        task=Task.SEGMENTATION,
         out=tmp_path / "run",
         classes="MFNet-9",
         shown="average",

@@ -32,6 +32,7 @@ from duskfuse.distill.unrolled import Functional, Hypergradient, Parameters, hyp
 from duskfuse.students.unet import UNetStudent
 from duskfuse.tasks.encoders import filter_encoder
 from duskfuse.tasks.open_segmenter import new_segmenter
+from duskfuse.tasks.task_network import Task
 from duskfuse.teachers.main_network import MainNetwork
 
 SHORT = ("phases.0.batches=2", "phases.1.batches=8")
@@ -54,7 +55,7 @@ def make_engine(*changes: str, recipe: str = "paper_sage_unrolled") -> Engine:
     networks = {Owner.TEACHER: MainNetwork(), Owner.STUDENT: UNetStudent()}
     critic = new_segmenter(convention_named("MFNet-9")).freeze()
     resolved = load_recipe(recipe, [*SHORT, *changes])
-    return Engine(resolved, networks, filter_encoder(), torch.device("cpu"), segmenter=critic)
+    return Engine(resolved, networks, filter_encoder(), torch.device("cpu"), critics={Task.SEGMENTATION: critic})
 
 
 def run(engine: Engine, numbers: Sequence[int]) -> list[StepResult]:
@@ -140,8 +141,7 @@ def test_an_unrolled_step_leaves_everything_but_its_owner_as_it_is() -> None:
         assert engine.networks[Owner.STUDENT].training
         assert not engine.networks[Owner.TEACHER].training
         assert not any(p.requires_grad for p in engine.networks[Owner.TEACHER].parameters())
-        assert engine.segmenter is not None
-        assert all(parameter.grad is None for parameter in engine.segmenter.parameters())
+        assert all(p.grad is None for critic in engine.critics.values() for p in critic.parameters())
     assert torch.equal(*states)
     after, other = unrolled.state_dict(), first_order.state_dict()
     assert_same([t for t in values_of(teacher.state_dict()) if isinstance(t, Tensor)], before)
@@ -165,7 +165,7 @@ def exact_gradient(engine: Engine, batch: Batch, following: Batch, xi: float) ->
             owner: Functional(network, parameters, dict(network.named_buffers()))
             for owner, network, parameters in ((Owner.STUDENT, student, s), (Owner.TEACHER, teacher, m))
         }
-        context = BatchContext(seen, networks, engine.encoder, segmenter=engine.segmenter, coupled=True)
+        context = BatchContext(seen, networks, engine.encoder, critics=engine.critics, coupled=True)
         total = torch.zeros((), dtype=torch.float64)
         for name, term in config.terms.items():
             reference, live = config.reference(name), context.field(config.live)
@@ -196,8 +196,7 @@ def test_the_real_networks_meet_exact_differentiation() -> None:
     engine = make_engine(LONG_LOOK, UNCLIPPED)
     run(engine, range(2))  # the main network's zero-initialised projections need a step before gradients flow
     assert engine.encoder is not None
-    assert engine.segmenter is not None
-    for network in (*engine.networks.values(), engine.encoder, engine.segmenter):
+    for network in (*engine.networks.values(), engine.encoder, *engine.critics.values()):
         network.double()
     batch, following = doubled(make_batch(2)), doubled(make_batch(3))
     exact = exact_gradient(engine, batch, following, 0.01)

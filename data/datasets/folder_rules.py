@@ -53,6 +53,7 @@ FOLDERS: Mapping[Side, tuple[str, ...]] = {
     Side.VIS: ("vis", "vi", "visible", "rgb"),
     Side.LABEL: ("label", "labels", "labels-with-images", "segmentation_labels", "segmentation", "seg", "mask"),
     Side.BOXES: ("boxes", "labels-with-txt"),
+    Side.SALIENCY: ("saliency",),
 }
 """Names accepted in any dataset, in lower case. Text files in a label folder are boxes."""
 

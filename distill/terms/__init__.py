@@ -10,6 +10,7 @@ from typing import Self
 from torch import Tensor
 
 from duskfuse.distill.terms.contrastive import contrastive
+from duskfuse.distill.terms.critics import detection, saliency, segmentation
 from duskfuse.distill.terms.diffusion import denoising
 from duskfuse.distill.terms.distillation import (
     feature_adapters,
@@ -31,7 +32,6 @@ from duskfuse.distill.terms.fusion import (
 )
 from duskfuse.distill.terms.perceptual import perceptual
 from duskfuse.distill.terms.quality import quality
-from duskfuse.distill.terms.segmentation import segmentation
 
 
 class TermName(StrEnum):
@@ -67,6 +67,8 @@ class TermName(StrEnum):
     GRADIENT_REFERENCE = (gradient_reference,)
     DENOISING = (denoising,)
     SEGMENTATION = (segmentation,)
+    DETECTION = (detection,)
+    SALIENCY = (saliency,)
 
     @property
     def meaning(self) -> str:

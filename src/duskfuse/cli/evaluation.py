@@ -50,7 +50,8 @@ def evaluate_command(
     network: Annotated[
         Path | None,
         typer.Option(
-            help="With --task: ONNX file, or segmenter, to run on the pictures of all rows.", show_default=False
+            help="With --task: ONNX file, or weights of train-task, to run on the pictures of all rows.",
+            show_default=False,
         ),
     ] = None,
     network_input: Annotated[
@@ -106,7 +107,7 @@ def evaluate_command(
             from duskfuse.evaluate.evaluate import OnBad
             from duskfuse.evaluate.network_scores import network_scores
             from duskfuse.evaluate.onnx_run import NetworkInput
-            from duskfuse.evaluate.task_results import Task
+            from duskfuse.tasks.task_network import Task
 
             found = network_scores(
                 data,
@@ -127,8 +128,8 @@ def evaluate_command(
             show(found.to_json(), as_json, found.tables())
             return
         if task is not None:
-            from duskfuse.evaluate.task_results import Task
             from duskfuse.evaluate.task_scores import task_scores
+            from duskfuse.tasks.task_network import Task
 
             found = task_scores(
                 data,

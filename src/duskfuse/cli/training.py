@@ -38,8 +38,14 @@ def distill_command(
     teacher: TeacherName = None,
     encoder: Encoder = None,
     encoder_weights: EncoderWeights = None,
-    segmenter: Annotated[
-        Path | None, typer.Option(help="Critic of the segmentation term; see train-task.", show_default=False)
+    critic: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--critic",
+            "--segmenter",
+            help="Judge of the fused pictures; see train-task. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     split: Split = None,
     reading: ReadingFile = None,
@@ -66,7 +72,7 @@ def distill_command(
             teacher=teacher,
             encoder=None if encoder is None else choice(EncoderName, encoder, "--encoder"),
             encoder_weights=encoder_weights,
-            segmenter=segmenter,
+            critics=critic or (),
             split=split,
             reading=reading,
         )
@@ -122,15 +128,18 @@ def find_lr_command(
 
 @app.command("train-task", rich_help_panel=PANEL)
 def train_task_command(
-    task: Annotated[str, typer.Argument(help="segmentation", show_default=False)],
+    task: Annotated[str, typer.Argument(help="segmentation, detection or saliency.", show_default=False)],
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder.", show_default=False)],
     classes: Annotated[
         str | None,
-        typer.Option(help="What the ids of the labels mean, e.g. FMB-15; default: the dataset's.", show_default=False),
+        typer.Option(help="What the ids mean, e.g. FMB-15 or MSRS-3; default: the dataset's.", show_default=False),
     ] = None,
     shown: Annotated[
-        str, typer.Option("--input", help="What the network sees: vis, ir, average or fused=FOLDER.")
+        str,
+        typer.Option(
+            "--input", help="What the network sees: vis, ir, average or fused=FOLDER; for detection both, too."
+        ),
     ] = "vis",
     trunk_weights: Annotated[
         Path | None, typer.Option(help="SqueezeNet 1.1 weights for the encoder to start from.", show_default=False)
@@ -147,11 +156,12 @@ def train_task_command(
 ) -> None:
     """Train a small task network on labelled pairs: a critic for distill, a judge for evaluate."""
     with verb(as_json):
-        from duskfuse.distill.train_task import TaskName, train_task
+        from duskfuse.distill.train_task import train_task
+        from duskfuse.tasks.task_network import Task
 
         report = train_task(
             data,
-            task=choice(TaskName, task, "task"),
+            task=choice(Task, task, "task"),
             out=out,
             classes=classes,
             shown=shown,

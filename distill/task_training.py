@@ -1,0 +1,79 @@
+"""What the training of a task network depends on besides the data: its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+
+from duskfuse.data.errors import InputError
+from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive, Precision
+from duskfuse.distill.recipe_files import apply_change
+from duskfuse.tasks.detector_network import HeadKind
+from duskfuse.tasks.feature_fusion import FusionBlock
+from duskfuse.tasks.task_network import Task
+from duskfuse.tasks.trunk import Trunk
+
+_DEFAULTS: dict[Task, dict[str, JsonValue]] = {
+    Task.SEGMENTATION: {},
+    Task.DETECTION: {
+        "data": {"crop": [320, 384], "batch": 4, "masks": 1},
+        "optimiser": {"kind": "adamw", "lr": 2e-3, "warmup": 50, "clip_norm": 10, "weight_decay": 1e-2},
+    },
+    Task.SALIENCY: {},
+}
+"""Where a task's numbers differ from those of a segmenter: objects want larger crops than pixels do."""
+
+
+class TaskTraining(BaseModel):
+    """Everything that the training of a task network depends on besides the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Task = Task.SEGMENTATION
+    classes: str = ""
+    """Class convention; empty for saliency, which has no classes."""
+    input: str = "vis"
+    """What the network sees: vis, ir, average or fused=FOLDER, and for detection both."""
+    trunk_weights: Path | None = None
+    """ImageNet weights of SqueezeNet 1.1 to start from; without them the residual trunk is trained from nothing."""
+    head: HeadKind = HeadKind.DENSE
+    """What a detector ends in."""
+    fusion: FusionBlock = FusionBlock.CONCAT
+    """What makes one pyramid of two cameras, with the input both."""
+    seed: int = 2
+    batches: Positive = 1500
+    data: DataConfig = DataConfig(crop=(160, 192), batch=8, masks=1)
+    optimiser: OptimiserConfig = OptimiserConfig(
+        kind=OptimiserKind.ADAMW, lr=3e-3, warmup=50, clip_norm=5, weight_decay=1e-2
+    )
+    precision: Precision = Precision.AUTO
+    save_every: Positive = 200
+    """Batches between checkpoints."""
+
+    @model_validator(mode="after")
+    def _no_average(self) -> TaskTraining:
+        if self.optimiser.ema is not None:
+            raise ValueError("optimiser.ema: task networks are trained without a running average: leave it away")
+        return self
+
+    @property
+    def trunk(self) -> Trunk:
+        """The encoder of the network."""
+        return Trunk.RESIDUAL if self.trunk_weights is None else Trunk.SQUEEZENET
+
+
+def task_training(
+    task: Task, classes: str, shown: str, trunk_weights: Path | None, changes: Sequence[str]
+) -> TaskTraining:
+    """The recipe of a task with the user's ``key.path=value`` changes; InputError where one is no key or no value."""
+    given = {"task": task, "classes": classes, "input": shown, "trunk_weights": trunk_weights}
+    values = TaskTraining.model_validate({**_DEFAULTS[task], **given}).model_dump(mode="json")
+    for change in changes:
+        apply_change(values, change)
+    try:
+        return TaskTraining.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"--set: {problems}", remedy=f"keys are {', '.join(TaskTraining.model_fields)}") from None

@@ -1,0 +1,108 @@
+"""The in-tree detector's network: one encoder or two, a light feature pyramid, and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from duskfuse.tasks.detection_head import STRIDES, DetectionHead
+from duskfuse.tasks.detr_decoder import DetrDecoder
+from duskfuse.tasks.feature_fusion import FeatureFusion
+from duskfuse.tasks.objects import ObjectHead
+from duskfuse.tasks.trunk import CHANNELS, Trunk, conv_block, new_trunk, trunk_maps
+
+WIDTH = 48
+"""Channels of the pyramid."""
+FUSED_STRIDES = STRIDES[:2]
+"""Strides of the encoders' maps that the pyramid is built on, and that a `FeatureFusion` is given."""
+
+
+class HeadKind(StrEnum):
+    """What a detector ends in."""
+
+    DENSE = "dense"
+    """Points of the pyramid, task-aligned assignment and suppression."""
+    DETR = "detr"
+    """Queries and Hungarian matching; takes several times the updates of the dense head to learn."""
+
+
+class FeaturePyramid(nn.Module):
+    """Maps at strides 8, 16 and 32 of one width from maps at strides 8 and 16 (Lin et al. 2017)."""
+
+    def __init__(self, channels: Sequence[int], width: int = WIDTH) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
+        self.refine = nn.ModuleList(conv_block(width, width) for _ in channels)
+        self.coarsest = conv_block(width, width, stride=2)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Pyramid ``[B, width, h, w]`` of two maps, finest first, of which the second has half the sides."""
+        fine, coarse = (lateral(level) for lateral, level in zip(self.lateral, maps, strict=True))
+        fine = fine + F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+        fine, coarse = self.refine[0](fine), self.refine[1](coarse)
+        return [fine, coarse, self.coarsest(coarse)]
+
+
+class DetectorNetwork(nn.Module):
+    """From one normalised picture, or an infrared and a visible one, to the prediction of a head.
+
+    Args:
+        classes: how many there are.
+        trunk: the encoder.
+        head: what it ends in.
+        fusion: makes one pyramid of two cameras' maps, for channels `fused_channels`; None for a single picture. The
+            encoders share no weights.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        trunk: Trunk = Trunk.RESIDUAL,
+        head: HeadKind = HeadKind.DENSE,
+        fusion: FeatureFusion | None = None,
+    ) -> None:
+        super().__init__()
+        self.trunk = new_trunk(trunk)
+        self.ir_trunk = None if fusion is None else new_trunk(trunk)
+        self.fusion = fusion
+        self.pyramid = FeaturePyramid(fused_channels(trunk))
+        self.head: ObjectHead[Any] = (
+            DetectionHead(WIDTH, classes) if head is HeadKind.DENSE else DetrDecoder(WIDTH, classes)
+        )
+
+    def forward(self, vis: Tensor, ir: Tensor | None, size: tuple[int, int]) -> Any:
+        """The head's prediction.
+
+        Args:
+            vis: the visible, or only, picture, normalised, ``[B, 3, H, W]``; sides are multiples of 32.
+            ir: the infrared picture, likewise; None without a fusion.
+            size: (height, width) of the picture within it.
+        """
+        return self.head(self.maps(vis, ir), size)
+
+    def maps(self, vis: Tensor, ir: Tensor | None) -> list[Tensor]:
+        """The feature pyramid ``[B, 48, h, w]`` at strides 8, 16 and 32; arguments as for `forward`."""
+        maps = _whole_cells(trunk_maps(self.trunk, vis)[1:], vis)
+        if self.fusion is not None:
+            if ir is None or self.ir_trunk is None:
+                raise ValueError("a network of two pictures was given one")
+            maps = self.fusion(_whole_cells(trunk_maps(self.ir_trunk, ir)[1:], ir), maps)
+        return self.pyramid(maps)  # type: ignore[no-any-return]
+
+
+def fused_channels(trunk: Trunk) -> tuple[int, ...]:
+    """Channels of the maps that a `FeatureFusion` is given, at the strides 8 and 16."""
+    return CHANNELS[trunk][1:]
+
+
+def _whole_cells(maps: Sequence[Tensor], picture: Tensor) -> list[Tensor]:
+    """The maps with a cell for every stride of the picture: SqueezeNet's lack a last row and column."""
+    whole = []
+    for level, stride in zip(maps, FUSED_STRIDES, strict=True):
+        rows, columns = (side // stride - have for side, have in zip(picture.shape[-2:], level.shape[-2:], strict=True))
+        whole.append(F.pad(level, (0, columns, 0, rows), mode="replicate") if rows or columns else level)
+    return whole
