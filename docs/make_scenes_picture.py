@@ -40,7 +40,7 @@ def header(width: int) -> NDArray[np.uint8]:
 
 def main() -> None:
     """Draw the picture beside this script."""
-    fuser = open_fuser("unet")
+    fuser = open_fuser("edge")
     rows = [row(render_scene(seed, size=SIZE, condition=condition), fuser) for seed, condition in SCENES.items()]
     write_picture(Path(__file__).with_name("scenes.jpg"), np.vstack([header(rows[0].shape[1]), *rows]))
 
