@@ -37,6 +37,8 @@ class RunResult:
     flags: Mapping[str, Any]
     network: Mapping[str, float]
     """Milliseconds by name: p50, p90, p99, mean, jitter, …; ``variation`` is a ratio."""
+    compute: Mapping[str, float] | None
+    """Of an engine, the GPU's own time without copies."""
     whole: Mapping[str, float] | None
     fps: float | None
     seconds: float
@@ -180,7 +182,7 @@ def _unequal_devices(runs: Sequence[DeviceRun]) -> list[str]:
 
 def _result(entry: Mapping[str, Any]) -> RunResult:
     times = [float(value) for value in entry["times_ms"]["network"]]
-    whole = entry["whole"]
+    whole, compute = entry["whole"], entry["steps"].get("compute")
     raw = entry.get("trtexec")
     summary = parse_output(str(raw["output"])) if raw else None
     result = RunResult(
@@ -192,6 +194,7 @@ def _result(entry: Mapping[str, Any]) -> RunResult:
         transfers=str(entry["transfers"]),
         flags=dict(entry["flags"]),
         network=_timing(entry["network"]),
+        compute=None if compute is None else _timing(compute),
         whole=None if whole is None else _timing(whole),
         fps=None if entry["fps"] is None else _finite(entry["fps"]),
         seconds=_finite(entry["seconds"]),

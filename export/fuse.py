@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duskfuse.data.errors import InputError
+from duskfuse.data.folder_pairs import match_by_stem
 from duskfuse.data.fuser import Colour
-from duskfuse.data.images import PICTURE_SUFFIXES, to_u8, write_picture
+from duskfuse.data.images import to_u8, write_picture
 from duskfuse.data.pair_files import PairFiles, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import AS_STORED, Reading, load_reading
@@ -100,7 +101,8 @@ def _fuse_folders(
 ) -> FuseReport:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", rule="two folders are fused into a folder", remedy="give another --out")
-    pairs, faults = _matched(ir, vis, reading)
+    matched, faults = match_by_stem(ir, vis)
+    pairs = [_pair(stem, *pictures, reading) for stem, pictures in matched.items()]
     fuser = open_fuser(model)
     written, kept = [], []
     spans: set[tuple[float, float]] = set()
@@ -152,40 +154,8 @@ def _picture(fuser: Fuser, ir: NDArray[np.float32], vis: NDArray[np.float32]) ->
     return recombine(fuser.fuse(ir, luminance(vis)), vis)
 
 
-def _matched(ir: Path, vis: Path, reading: Reading) -> tuple[list[PairFiles], list[str]]:
-    """Pair the pictures of two folders by stem; say which have no partner, or more than one."""
-    sides = {"infrared": _by_stem(ir), "visible": _by_stem(vis)}
-    both = sides["infrared"].keys() & sides["visible"].keys()
-    if not both:
-        raise InputError(
-            f"no stem is both in {ir} ({len(sides['infrared'])} pictures) and {vis} ({len(sides['visible'])})",
-            rule="the two pictures of a pair have the same name before the suffix",
-            remedy="rename the pictures, or give the folders that hold them directly",
-        )
-    faults = [
-        f"{files[0]}: no {other} picture of the name {stem!r}"
-        for side, other in (("infrared", "visible"), ("visible", "infrared"))
-        for stem, files in sides[side].items()
-        if stem not in both
-    ]
-    twice = {stem for stem in both if any(len(files[stem]) > 1 for files in sides.values())}
-    faults += [f"{stem!r}: more than one picture of this name in {ir} or {vis}" for stem in sorted(twice)]
-    pairs = [
-        _pair(stem, sides["infrared"][stem][0], sides["visible"][stem][0], reading) for stem in sorted(both - twice)
-    ]
-    return pairs, faults
-
-
 def _pair(name: str, ir: Path, vis: Path, reading: Reading) -> PairFiles:
     return PairFiles(name, SourcePicture(ir), SourcePicture(vis), reading=reading)
-
-
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
-            found.setdefault(path.stem, []).append(path)
-    return found
 
 
 def _listing(faults: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ def result(milliseconds: float = 2.0, **changes: Any) -> dict[str, Any]:
         "seconds": 1.0,
         "network": timing,
         "whole": timing,
+        "steps": {},
         "fps": 1000 / milliseconds,
         "energy_mj": {"VDD_IN": {"per_picture": 20.0, "above_idle": 12.0}},
         "seen": {"gpu_mhz": {"mean": 900, "lowest": 612, "highest": 918, "last": 612}},

@@ -15,15 +15,17 @@ from typer.testing import CliRunner
 
 from duskfuse.cli import app
 from duskfuse.data.errors import InputError
+from duskfuse.data.images import file_sha256
 from duskfuse.export.estimate.estimate import LABEL, estimate
 from duskfuse.export.estimate.fit import fit_device, fit_published
 from duskfuse.export.estimate.graphs import open_graph
 from duskfuse.export.estimate.kernels import Kernel, KernelKind, read_kernels
 from duskfuse.export.estimate.modules import MODULES, module_named
-from duskfuse.export.estimate.recording import FittedModule, Recording, latencies, read_measured
+from duskfuse.export.estimate.recording import DeviceRecordings, FittedModule, Recording, latencies, read_measured
 from duskfuse.export.estimate.roofline import BAND, PUBLISHED, Bound, Constants, kernel_times
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, save_graph
 from duskfuse.export.quantise import with_qdq
+from duskfuse.export.runtime.timings import Timing
 from duskfuse.students.fake_quantise import QuantisedStudent
 from duskfuse.students.unet import UNetStudent
 from duskfuse.students.zoo import build_student
@@ -469,6 +471,76 @@ def test_one_recording_is_used_and_saved_for_its_module(files: Path, tmp_path: P
     assert later.estimates[1].constants == "published"
     with pytest.raises(InputError, match="without a recording"):
         estimate(files / "fixed.onnx", save=tmp_path / "other.json")
+
+
+def write_device_run(path: Path, onnx_file: Path, *results: dict[str, Any]) -> Path:
+    """A document of a device benchmark of one file; each result is given by what matters here."""
+    entries = [
+        {
+            "model": onnx_file.name,
+            "sha256": file_sha256(onnx_file),
+            "precision": "fp16",
+            "size": "128x96",
+            "transfers": "included",
+            "flags": {},
+            "whole": None,
+            "steps": {},
+            "fps": None,
+            "seconds": 1.0,
+            "energy_mj": None,
+            "seen": None,
+            "warnings": [],
+            "trtexec": None,
+            "times_ms": {"network": [9.0, 9.0]},
+            "network": Timing.of([9.0, 9.0]).to_json(),
+            **result,
+        }
+        for result in results
+    ]
+    head = {"format": "duskfuse device benchmark", "version": 1, "made": "now", "device": {}, "failures": []}
+    path.write_text(json.dumps({**head, "results": entries}))
+    return path
+
+
+def test_a_device_run_is_used_by_file_with_its_layers_where_it_has_them(files: Path, tmp_path: Path) -> None:
+    half, saved = files / "half.onnx", tmp_path / "orin.json"
+    kernels = read_kernels(open_graph(half, None).model, Precision.FP16).kernels
+    total = kernel_times(kernels, ORIN, KNOWN).total
+    profile = write_profile(tmp_path / "profile.json", kernels, KNOWN).read_text()
+    by_trtexec = {
+        "backend": "trtexec",
+        "network": Timing.of([total, total]).to_json(),
+        "trtexec": {"output": "", "profile": profile},
+    }
+    engine = {"backend": "tensorrt", "steps": {"compute": Timing.of([3 * total, 3 * total]).to_json()}}
+    both = write_device_run(tmp_path / "both.json", half, by_trtexec, engine, {"backend": "onnxruntime"})
+    known = read_measured(both)
+    assert isinstance(known, DeviceRecordings)
+    assert len(known.of(file_sha256(half), "128x96", "half").layers) == len(kernels)
+    first = estimate(half, module=[ORIN.name], measured=both, save=saved)
+    assert first.estimates[0].ms.estimate == pytest.approx(total, rel=0.03)
+    assert "both.json: half fp16 128x96" in first.estimates[0].constants
+    later = estimate([half, "nano"], size="128x96", module=[ORIN.name], measured=saved)
+    assert first.estimates[0] in later.estimates
+    alone = write_device_run(tmp_path / "alone.json", half, engine)
+    slow = estimate(half, module=[ORIN.name], measured=alone).estimates[0]
+    assert slow.ms.estimate == pytest.approx(3 * total, rel=0.03), "the GPU's own time, without copies"
+
+
+def test_what_a_device_run_does_not_hold_is_named(files: Path, tmp_path: Path) -> None:
+    engine = {"backend": "tensorrt", "steps": {"compute": Timing.of([2.0, 2.0]).to_json()}}
+    path = write_device_run(tmp_path / "run.json", files / "half.onnx", engine)
+    for model, size, said in (
+        ("nano", "128x96", "nano 128x96 is not in the recording of half.onnx"),
+        (files / "fixed.onnx", "128x96", "fixed 128x96 is not"),
+    ):
+        with pytest.raises(InputError, match=said):
+            estimate(model, size=size, module=[ORIN.name], measured=path)
+    with pytest.raises(InputError, match="one module"):
+        estimate(files / "half.onnx", measured=path)
+    slow = write_device_run(tmp_path / "cpu.json", files / "half.onnx", {"backend": "onnxruntime"})
+    with pytest.raises(InputError, match="cpu was not measured on a GPU"):
+        estimate(files / "half.onnx", module=[ORIN.name], measured=slow)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from duskfuse.export.tensorrt_lint import lint
 from duskfuse.students.fake_quantise import QuantisedStudent, quantised_map, quantised_weights
 from duskfuse.students.int8 import equalise, prepare_int8, rounding_means
 from duskfuse.students.int8_drift import Source, input_ranges, measure_int8, scales_of
+from duskfuse.students.mobile import MobileStudent
 from duskfuse.students.zoo import build_student, load_student
 
 
@@ -52,7 +53,8 @@ def in_onnxruntime(network: QuantisedStudent, source: Source) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"vis_y": source[0].numpy(), "ir": source[1].numpy()})[0])
+    names = "vis" if network.colour is Colour.RGB else "vis_y", "ir"
+    return np.asarray(session.run(None, {name: plane.numpy() for name, plane in zip(names, source, strict=True)})[0])
 
 
 @pytest.mark.parametrize("name", ["edge", "nano", "unet"])
@@ -72,6 +74,25 @@ def test_the_file_computes_what_fake_quantisation_computes(name: str) -> None:
         assert np.quantile(error, 0.99) <= 1e-4
         assert error.max() <= 1 / 127
         assert error.mean() < np.abs(plain - wanted).mean() / 20, "nearer to each other than to float"
+
+
+@pytest.mark.parametrize("colour", list(Colour))
+def test_mobile_with_every_convolution_in_int8_is_what_the_file_computes(colour: Colour) -> None:
+    """Gates, attention and depthwise layers, of luminance and of colours, with the tolerances from above."""
+    torch.manual_seed(0)
+    student = MobileStudent(colour).eval()
+    nn.init.normal_(student.last.weight, std=0.1)  # else nearly the mean of the sources
+    network = QuantisedStudent(student).eval()
+    pictures = [(vis.expand(1, student.encode_vis.stem[0].in_channels, -1, -1), ir) for vis, ir in sources(1, (32, 48))]
+    network.quantise(scales_of(input_ranges(network, pictures)))
+    assert len(network.scales) == len(network.layers) > 50
+    with torch.no_grad():
+        fused, plain = network(*pictures[0]), network.in_float(*pictures[0])
+    wanted, in_float = (out.y if out.rgb is None else out.rgb for out in (fused, plain))
+    error = np.abs(in_onnxruntime(network, pictures[0]) - wanted.numpy())
+    assert np.quantile(error, 0.99) <= 1e-4
+    assert error.max() <= 1 / 127
+    assert error.mean() < float((in_float - wanted).abs().mean()) / 20
 
 
 def test_one_layer_is_rounded_as_written() -> None:

@@ -155,12 +155,15 @@ def test_wrong_input_is_named(tmp_path: Path) -> None:
     write_picture(tmp_path / "vis" / "b.png", np.zeros((60, 80)))
     write_picture(tmp_path / "grey" / "a.png", np.full((60, 80), 0.5))
     write_picture(tmp_path / "grey" / "c.png", np.full((30, 80), 0.5))
+    for suffix in ("png", "tif"):
+        write_picture(tmp_path / "twice" / f"a.{suffix}", np.full((60, 80), 0.5))
     out = tmp_path / "rig.json"
     for ir, vis, said in (
         (tmp_path / "ir", tmp_path / "vis", "no stem"),
         (tmp_path / "ir", tmp_path / "vis" / "b.png", "one is a folder"),
         (tmp_path / "ir", tmp_path / "grey", "one shade"),
         (tmp_path / "grey", tmp_path / "grey", "80×30"),
+        (tmp_path / "twice", tmp_path / "grey", "'a': more than one picture"),
     ):
         with pytest.raises(InputError, match=said):
             calibrate(ir, vis, out)

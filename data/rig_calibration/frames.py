@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from duskfuse.data.containers import Size
 from duskfuse.data.errors import InputError
-from duskfuse.data.images import PICTURE_SUFFIXES, counts, infrared_from, visible_from
+from duskfuse.data.folder_pairs import match_by_stem
+from duskfuse.data.images import counts, infrared_from, visible_from
 from duskfuse.data.pair_files import SourcePicture
 from duskfuse.data.rig_calibration.structure import Plane, resized
 from duskfuse.data.video_frames import VIDEO_SUFFIXES, frame_count
@@ -128,19 +129,11 @@ def moments_of(ir: Path, vis: Path) -> list[Moment]:
 
 
 def _by_stem(ir: Path, vis: Path) -> list[Moment]:
-    sides = [{path.stem: path for path in sorted(folder.iterdir()) if _is_picture(path)} for folder in (ir, vis)]
-    both = sorted(sides[0].keys() & sides[1].keys())
-    if not both:
-        raise InputError(
-            f"no stem is both in {ir} ({len(sides[0])} pictures) and {vis} ({len(sides[1])})",
-            rule="the two pictures of a moment have the same name before the suffix",
-            remedy="rename the pictures, or give the folders that hold them directly",
-        )
-    return [Moment(stem, SourcePicture(sides[0][stem]), SourcePicture(sides[1][stem])) for stem in both]
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
+    """Pictures without a partner do not matter; InputError where no pair is left."""
+    matched, faults = match_by_stem(ir, vis)
+    if not matched:
+        raise InputError(faults[-1], rule="one picture of a name in each folder", remedy="remove or rename the others")
+    return [Moment(stem, SourcePicture(own), SourcePicture(other)) for stem, (own, other) in matched.items()]
 
 
 def _spread(moments: Sequence[Moment], most: int) -> Iterator[Moment]:

@@ -15,11 +15,11 @@ import numpy as np
 
 from duskfuse.data.errors import InputError
 from duskfuse.evaluate.fusers import size_text
-from duskfuse.export.estimate.fit import fit_device
+from duskfuse.export.estimate.fit import Latency, fit_device
 from duskfuse.export.estimate.graphs import StaticGraph, open_graph
 from duskfuse.export.estimate.kernels import NetworkWork, read_kernels
 from duskfuse.export.estimate.modules import USUAL, JetsonModule, module_named
-from duskfuse.export.estimate.recording import FittedModule, Recording, latencies, read_measured
+from duskfuse.export.estimate.recording import DeviceRecordings, FittedModule, Recording, latencies, read_measured
 from duskfuse.export.estimate.roofline import BAND, PUBLISHED, Bound, Constants, kernel_times
 from duskfuse.export.onnx_graph import Precision
 
@@ -161,7 +161,8 @@ def estimate(
         module: names of `duskfuse.export.estimate.modules.MODULES`; the usual ones where not given.
         precision: fp16 and int8; both where not given. A file that has its precision inside keeps it.
         measured: JSON file of trtexec's ``--exportTimes`` or ``--exportProfile``, recorded with the one model, in the
-            one precision, on the one module named; or a file that ``save`` wrote, used for its module.
+            one precision, on the one module named; or of a device benchmark of the one module named, in which every
+            model is found by its file; or a file that ``save`` wrote, used for its module.
         save: file for the constants fitted to such a recording.
 
     Raises:
@@ -173,10 +174,10 @@ def estimate(
     wanted = [_precision(text) for text in dict.fromkeys(precision)]
     networks = list(_networks([open_graph(item, size) for item in models], wanted))
     fitted = known if isinstance(known, FittedModule) else None
-    if isinstance(known, Recording):
+    if isinstance(known, Recording | DeviceRecordings):
         fitted = _fit_recording(known, str(measured), networks, modules)
     if save is not None:
-        if not isinstance(known, Recording) or fitted is None:
+        if isinstance(known, FittedModule) or fitted is None:
             raise InputError("--save without a recording", rule="constants are fitted to one", remedy="give --measured")
         fitted.save(save)
     rows = [_estimate(*network, place, fitted) for network in networks for place in modules]
@@ -232,23 +233,30 @@ def _estimate(
 
 
 def _fit_recording(
-    recording: Recording,
+    known: Recording | DeviceRecordings,
     source: str,
     networks: Sequence[tuple[StaticGraph, Precision, NetworkWork]],
     modules: Sequence[JetsonModule],
 ) -> FittedModule:
-    if len(networks) != 1 or len(modules) != 1:
+    if len(modules) != 1 or (isinstance(known, Recording) and len(networks) != 1):
         raise InputError(
             f"a recording, {len(networks)} networks and {len(modules)} modules",
-            rule="a recording is of one model in one precision on one module",
-            remedy="name that one model, --precision and --module, with --save FILE; then give FILE as --measured",
+            rule="a recording is of one module, and a file of trtexec of one model in one precision",
+            remedy="name those with --module and --precision, and --save FILE; then give FILE as --measured",
         )
-    (graph, precision, work), module = networks[0], modules[0]
-    constants = fit_device(latencies(recording, work.kernels, module))
-    return FittedModule(module.name, constants, f"{source}: {graph.name} {precision} {size_text(graph.size)}")
+    found: list[Latency] = []
+    for graph, precision, work in networks:
+        size = size_text(graph.size)
+        if isinstance(known, Recording):
+            recording = known
+        else:
+            recording = known.of(graph.sha256 if graph.precision is precision else None, size, graph.name)
+        found += latencies(recording, work.kernels, modules[0])
+    names = ", ".join(f"{graph.name} {precision} {size_text(graph.size)}" for graph, precision, _ in networks)
+    return FittedModule(modules[0].name, fit_device(found), f"{source}: {names}")
 
 
-def _modules_of(known: Recording | FittedModule | None) -> Sequence[str]:
+def _modules_of(known: Recording | DeviceRecordings | FittedModule | None) -> Sequence[str]:
     return (known.module,) if isinstance(known, FittedModule) else USUAL
 
 

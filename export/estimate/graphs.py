@@ -9,6 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from duskfuse.data.errors import InputError
+from duskfuse.data.images import file_sha256
 from duskfuse.evaluate.fusers import size_text
 from duskfuse.export.estimate.kernels import is_quantised
 from duskfuse.export.onnx_graph import DeployedStudent, Precision, build_graph, fold_sizes
@@ -27,6 +28,8 @@ class StaticGraph:
     """(height, width)."""
     precision: Precision | None
     """The precision that the file has inside; None for float32, which TensorRT builds in any."""
+    sha256: str | None = None
+    """Of the file; None of a student."""
 
 
 def open_graph(item: str | Path, size: str | None) -> StaticGraph:
@@ -59,7 +62,7 @@ def _open_file(path: Path, shape: tuple[int, int] | None) -> StaticGraph:
     fold_sizes(model)
     half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
     precision = Precision.INT8 if is_quantised(model) else Precision.FP16 if half else None
-    return StaticGraph(path.stem, model, max(sizes), precision)
+    return StaticGraph(path.stem, model, max(sizes), precision, file_sha256(path))
 
 
 def _fix(value: onnx.ValueInfoProto, path: Path, shape: tuple[int, int] | None) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""What was measured on a device: trtexec's ``--exportTimes`` and ``--exportProfile`` files, and constants fitted to it.
+"""What was measured on a device, and constants fitted to it.
 
-Both are what one run of one network writes. Times give the whole network only; a profile gives every layer under the
-names of its ONNX nodes, and so tells arithmetic, traffic and fixed cost apart.
+A file of trtexec (``--exportTimes``, ``--exportProfile``) is of one network; the JSON file of a device benchmark may be
+of several. Times give the whole network only; a profile gives every layer under the names of its ONNX nodes, and so
+tells arithmetic, traffic and fixed cost apart.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -17,19 +18,18 @@ from typing import Any
 
 from duskfuse.data.atomic import write_atomically
 from duskfuse.data.errors import InputError
+from duskfuse.export.device_runs import DeviceRun, RunResult, read_document
 from duskfuse.export.estimate.fit import LIMITS, Latency
 from duskfuse.export.estimate.kernels import Kernel
 from duskfuse.export.estimate.modules import JetsonModule, module_named
 from duskfuse.export.estimate.roofline import Constants
+from duskfuse.export.runtime.bench import FORMAT as DEVICE_FORMAT
+from duskfuse.export.trtexec import Layer, parse_export_profile, parse_export_times
 
 FORMAT = "duskfuse estimate constants 1"
 TOTAL_SPREAD, LAYER_SPREAD = 0.02, 0.3
 LEAST_MATCHED = 0.5
 """Share of a profile's time that must belong to layers of the network, or it is a profile of another."""
-_LAYER = re.compile(
-    r'"name"\s*:\s*"(?P<name>.*)"\s*,\s*"timeMs"\s*:\s*[^,]+,\s*"averageMs"\s*:\s*(?P<average>[-+.\deE]+)'
-    r'(?:\s*,\s*"medianMs"\s*:\s*(?P<median>[-+.\deE]+))?'
-)
 _NEIGHBOUR = r"[\w./:]"
 """Characters that go on with the name of a node."""
 
@@ -41,6 +41,27 @@ class Recording:
     total_ms: float
     layers: tuple[tuple[str, float], ...] = ()
     """TensorRT's layers in their order, where they were profiled."""
+
+
+@dataclass(frozen=True)
+class DeviceRecordings:
+    """What a device benchmark measured on the GPU."""
+
+    by_file: Mapping[tuple[str, str], Recording]
+    """By the SHA-256 of the ONNX file and its size as ``WIDTHxHEIGHT``."""
+    models: tuple[str, ...]
+    """The files' names."""
+
+    def of(self, sha256: str | None, size: str, name: str) -> Recording:
+        """The recording of a file, None for a network that is none; raises InputError where there is no recording."""
+        found = None if sha256 is None else self.by_file.get((sha256, size))
+        if found is None:
+            raise InputError(
+                f"{name} {size} is not in the recording of {', '.join(self.models)}",
+                rule="constants are fitted to the very ONNX file that was measured on the device's GPU",
+                remedy="name one of these files, with --save FILE; then give FILE as --measured for other models",
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -59,28 +80,30 @@ class FittedModule:
         write_atomically(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2, allow_nan=False))
 
 
-def read_measured(path: Path) -> Recording | FittedModule:
-    """Read a file of trtexec or of `FittedModule.save`; raises InputError for any other."""
+def read_measured(path: Path) -> Recording | DeviceRecordings | FittedModule:
+    """Read a file of trtexec, of a device benchmark or of `FittedModule.save`; raises InputError for any other."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})", remedy="name a JSON file of trtexec") from None
+        raise InputError(f"{path} cannot be read ({error})", remedy="name a JSON file of a device") from None
+    content = _object(text)
+    if content.get("format") == DEVICE_FORMAT:
+        return _device_recordings(read_document(content, path.name))
     try:
-        content = json.loads(text)
-    except ValueError:
-        content = _profile_by_lines(text)
-    try:
-        if isinstance(content, dict) and content.get("format") == FORMAT:
+        if content.get("format") == FORMAT:
             return _fitted(content)
-        if isinstance(content, list) and content:
-            return _recording(content)
+        if times := parse_export_times(text).get("computeMs"):
+            return Recording(_positive(median(times)))
+        if layers := parse_export_profile(text):
+            return Recording(_positive(sum(_milliseconds(layer) for layer in layers)), _named(layers))
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged ({error!r})", remedy="record or fit again") from None
     raise InputError(
         f"{path} is no recording",
-        rule="it is written by trtexec --exportTimes=FILE or --exportProfile=FILE, or by --save of this command",
+        rule="it is written by trtexec --exportTimes=FILE or --exportProfile=FILE, by `duskfuse bench --host`, or by "
+        "--save of this command",
         remedy="name such a file",
     )
 
@@ -127,20 +150,41 @@ def _matched(layers: Sequence[tuple[str, float]], kernels: Sequence[Kernel]) -> 
     return found
 
 
-def _recording(content: Sequence[Any]) -> Recording:
-    entries = [entry for entry in content if isinstance(entry, dict)]
-    runs = [float(entry["computeMs"]) for entry in entries if "computeMs" in entry]
-    if runs:
-        return Recording(_positive(median(runs)))
-    named = [entry for entry in entries if "name" in entry]
-    layers = tuple((str(e["name"]), float(e["medianMs"] if "medianMs" in e else e["averageMs"])) for e in named)
-    return Recording(_positive(sum(ms for _, ms in layers)), layers)
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object; empty for any other text."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def _profile_by_lines(text: str) -> list[dict[str, Any]]:
-    """Read a profile that is not JSON: trtexec does not escape quotes and backslashes in names."""
-    found = [match.groupdict() for match in map(_LAYER.search, text.splitlines()) if match]
-    return [{"name": layer["name"], "medianMs": layer["median"] or layer["average"]} for layer in found]
+def _device_recordings(run: DeviceRun) -> DeviceRecordings:
+    """Of a file that was measured by its engine and by trtexec, what trtexec says: it may know the layers."""
+    timed = [(result, ms) for result in run.results if (ms := _gpu_ms(result)) is not None]
+    if not timed:
+        raise InputError(
+            f"{run.name} was not measured on a GPU",
+            rule="estimates are of what TensorRT does",
+            remedy="measure with `duskfuse bench BUNDLE --host DEVICE --build --trtexec`",
+        )
+    timed.sort(key=lambda entry: entry[0].backend == "trtexec")
+    by_file = {(result.sha256, result.size): Recording(ms, _named(result.layers)) for result, ms in timed}
+    return DeviceRecordings(by_file, tuple(dict.fromkeys(result.model for result, _ in timed)))
+
+
+def _gpu_ms(result: RunResult) -> float | None:
+    """The network's time on the GPU without copies, None of a processor."""
+    timing = result.network if result.backend == "trtexec" else result.compute
+    return timing["p50"] if timing is not None and timing["p50"] > 0 else None
+
+
+def _named(layers: Sequence[Layer]) -> tuple[tuple[str, float], ...]:
+    return tuple((layer.name, _milliseconds(layer)) for layer in layers)
+
+
+def _milliseconds(layer: Layer) -> float:
+    return layer.mean_ms if layer.median_ms is None else layer.median_ms
 
 
 def _fitted(content: dict[str, Any]) -> FittedModule:

@@ -250,7 +250,7 @@ def estimate_command(
     ] = None,
     precision: Annotated[str, typer.Option(help="Comma-separated: fp16, int8.", show_default=False)] = "",
     measured: Annotated[
-        Path | None, typer.Option(help="JSON of trtexec from the module, or what --save wrote.", show_default=False)
+        Path | None, typer.Option(help="JSON of trtexec or `bench` from the module, or of --save.", show_default=False)
     ] = None,
     save: Annotated[
         Path | None, typer.Option(help="File for the constants fitted to --measured.", show_default=False)
