@@ -27,7 +27,7 @@ class HeadKind(StrEnum):
     DENSE = "dense"
     """Points of the pyramid, task-aligned assignment and suppression."""
     DETR = "detr"
-    """Queries and Hungarian matching; takes several times the updates of the dense head to learn."""
+    """Queries and Hungarian matching, without suppression; learns more slowly."""
 
 
 class FeaturePyramid(nn.Module):

@@ -481,3 +481,19 @@ def test_a_head_on_its_own_is_small() -> None:
     """Costs are pinned, since it is a critic beside small students."""
     assert sum(parameter.numel() for parameter in DetectionHead(48, 3).parameters()) == 86_362
     assert sum(parameter.numel() for parameter in tiny().parameters()) < 0.8e6
+
+
+@pytest.mark.realdata
+def test_real_boxes_train(shared_data: Path, tmp_path: Path) -> None:
+    report = train_task(
+        shared_data / "detect",
+        task=Task.DETECTION,
+        out=tmp_path / "run",
+        classes="MSRS-3",
+        shown="average",
+        split="val",
+        changes=("data.crop=[64, 96]", "data.batch=2", "data.workers=0", "batches=2"),
+    )
+    assert (report.trained_on, report.held_out) == (54, 6)
+    assert report.scores["AP50"] is not None
+    assert cv2.imread(report.preview) is not None
