@@ -31,6 +31,8 @@ _TERMS = {
     Task.DETECTION: TermName.DETECTION,
     Task.SALIENCY: TermName.SALIENCY,
 }
+_DIFFERENTIAL = TermName.SALIENT_GRADIENT
+"""Looks at what a detector of two cameras finds different, and needs no ground truth."""
 _TRUTH = {Task.SEGMENTATION: "label", Task.DETECTION: "boxes", Task.SALIENCY: "saliency"}
 """What a pair must have."""
 
@@ -70,9 +72,11 @@ def with_critics(recipe: Recipe, pairs: Sequence[PairFiles]) -> tuple[Recipe, di
     return recipe, critics
 
 
-def truth_for(critics: Mapping[Task, Critic]) -> WantedTruth:
-    """What the samples of a run with these critics must carry."""
+def truth_for(recipe: Recipe, critics: Mapping[Task, Critic]) -> WantedTruth:
+    """What the samples of a run with these critics must carry; a detector's differences need no boxes."""
     segmenter, detector = critics.get(Task.SEGMENTATION), critics.get(Task.DETECTION)
+    if TermName.DETECTION not in recipe.terms_used():
+        detector = None
     return WantedTruth(
         labels=segmenter.classes if isinstance(segmenter, Segmenter) else None,
         objects=detector.classes if isinstance(detector, Detector) else None,
@@ -81,29 +85,56 @@ def truth_for(critics: Mapping[Task, Critic]) -> WantedTruth:
 
 
 def _with_critic(recipe: Recipe, task: Task, pairs: Sequence[PairFiles]) -> tuple[Recipe, Critic | None]:
-    term, network = _TERMS[task], getattr(recipe, _KEYS[task]).network
-    if term not in recipe.terms_used():
+    asked, network = _asked(recipe, task), getattr(recipe, _KEYS[task]).network
+    if not asked:
         if network is not None:
             raise InputError(
-                f"a {_KEYS[task]}, and no step of the recipe {recipe.name} has the term {term}",
+                f"a {_KEYS[task]}, and no step of the recipe {recipe.name} has the term {_TERMS[task]}",
                 rule="a critic is asked by a term",
-                remedy=f"say e.g. --set steps.STEP.terms.{term}=0.3, or leave the network away",
+                remedy=f"say e.g. --set steps.STEP.terms.{_TERMS[task]}=0.3, or leave the network away",
             )
         return recipe, None
     if network is None:
-        say(f"term {term} is left out: no --critic for it is given; `duskfuse train-task {task}` trains one")
-        return recipe.without(term), None
+        for term in asked:
+            say(f"term {term} is left out: no --critic for it is given; `duskfuse train-task {task}` trains one")
+            recipe = recipe.without(term)
+        return recipe, None
     critic = open_task_network(network, recipe.segmenter.classes if task is Task.SEGMENTATION else None)
     if critic.task is not task:
         raise InputError(f"{network}: a network of {critic.task}", rule=f"the recipe wants one of {task}")
-    known = sum(getattr(pair, _TRUTH[task]) is not None for pair in pairs)
+    if _DIFFERENTIAL in asked:
+        _check_differences(network, critic)
+    if _TERMS[task] in asked:
+        recipe = _judging(recipe, network, critic, pairs)
+    return recipe, critic if _asked(recipe, task) else None
+
+
+def _asked(recipe: Recipe, task: Task) -> list[TermName]:
+    """The terms of the recipe that look at a network of the task."""
+    terms = [_TERMS[task], _DIFFERENTIAL] if task is Task.DETECTION else [_TERMS[task]]
+    return [term for term in terms if term in recipe.terms_used()]
+
+
+def _check_differences(network: Path, critic: Critic) -> None:
+    if not isinstance(critic, Detector) or not critic.finds_differences:
+        raise InputError(
+            f"{network}: a detector without IRDFusion",
+            rule=f"the term {_DIFFERENTIAL} looks at the differences that IRDFusion finds between two cameras",
+            remedy="train one with `duskfuse train-task detection DATA --input both --fusion irdfusion`",
+        )
+
+
+def _judging(recipe: Recipe, network: Path, critic: Critic, pairs: Sequence[PairFiles]) -> Recipe:
+    """The recipe with the critic's loss as a term, or without where no pair has ground truth; it is said which."""
+    task = critic.task
+    term, known = _TERMS[task], sum(getattr(pair, _TRUTH[task]) is not None for pair in pairs)
     if not known:
         say(f"term {term} is left out: none of the {len(pairs)} pairs has a {_NAMED[task]}")
-        return recipe.without(term), None
+        return recipe.without(term)
     classes = _checked_classes(critic, pairs)
     some = "" if known == len(pairs) else f"; {len(pairs) - known} pairs without a {_NAMED[task]} do not count in it"
     say(f"term {term}: {network}{classes}{some}")
-    return recipe, critic
+    return recipe
 
 
 _NAMED = {Task.SEGMENTATION: "label", Task.DETECTION: "file of boxes", Task.SALIENCY: "saliency map"}

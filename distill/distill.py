@@ -168,7 +168,7 @@ def open_dataset(
         masks=mask_store,
         teacher=teacher_images,
         noise=noise,
-        truth=truth_for(critics or {}),
+        truth=truth_for(recipe, critics or {}),
     )
 
 

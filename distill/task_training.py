@@ -11,7 +11,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive, Precision
 from duskfuse.distill.recipe_files import apply_change
 from duskfuse.tasks.detector_network import HeadKind
-from duskfuse.tasks.feature_fusion import FusionBlock
+from duskfuse.tasks.fusion_blocks import FusionBlock
 from duskfuse.tasks.task_network import Task
 from duskfuse.tasks.trunk import Trunk
 

@@ -36,10 +36,11 @@ from duskfuse.distill.optimisers import build_optimiser
 from duskfuse.distill.processes import training_device
 from duskfuse.distill.run_folder import MetricsLog, RunFolder
 from duskfuse.distill.schedule import learning_rate
-from duskfuse.distill.task_inputs import ShownPairs, shown_pairs
+from duskfuse.distill.task_inputs import ShownPairs, TaskInput, shown_pairs
 from duskfuse.distill.task_jobs import JOBS, TaskJob, check_input, classes_for
 from duskfuse.distill.task_training import TaskTraining, task_training
 from duskfuse.distill.training_loop import signals_between_updates, timed
+from duskfuse.tasks.fusion_blocks import FusionBlock
 from duskfuse.tasks.task_network import RGB, Task
 
 PREVIEW_FILE = "preview.png"
@@ -96,6 +97,7 @@ def train_task(
     out: Path,
     classes: str | None = None,
     shown: str = "vis",
+    fusion: FusionBlock | None = None,
     trunk_weights: Path | None = None,
     changes: Sequence[str] = (),
     split: str | None = None,
@@ -113,6 +115,7 @@ def train_task(
         out: run folder.
         classes: name of the class convention; by default the dataset's.
         shown: what the network sees: vis, ir, average or fused=FOLDER; for detection also both.
+        fusion: what joins two cameras, with the input both; concat where it is not given.
         trunk_weights: SqueezeNet 1.1 weights for the encoder to start from.
         changes: ``key.path=value`` strings, see `duskfuse.distill.task_training.TaskTraining`.
         split: one split of the data only.
@@ -124,6 +127,12 @@ def train_task(
         InputError: input that cannot be used.
         TrainingError: the loss stops being finite.
     """
+    if fusion is not None:
+        if shown != TaskInput.BOTH:
+            raise InputError(
+                f"--fusion {fusion} with --input {shown}", rule="two cameras are fused", remedy="say --input both"
+            )
+        changes = [f"fusion={fusion}", *changes]
     found = find_pairs(data, split=split, reading=reading)
     job_of_task = JOBS[task]
     known = [pair for pair in found if job_of_task.has_truth(pair)]

@@ -15,7 +15,8 @@ from duskfuse.data.geometry import pad_reflected
 from duskfuse.data.weights import check_architecture, load_weights, read_card
 from duskfuse.tasks.detector_network import DetectorNetwork, HeadKind, fused_channels
 from duskfuse.tasks.encoders import IMAGENET_MEAN, IMAGENET_STD
-from duskfuse.tasks.feature_fusion import FusionBlock, new_fusion
+from duskfuse.tasks.fusion_blocks import FusionBlock, new_fusion
+from duskfuse.tasks.irdfusion import PyramidFusion, differential_saliency
 from duskfuse.tasks.objects import Detections
 from duskfuse.tasks.segmenter import SIDE_MULTIPLE
 from duskfuse.tasks.task_network import RGB, RGB_AND_IR, Task, TaskNetwork
@@ -52,14 +53,38 @@ class Detector(TaskNetwork[Any, Tensor, list[Detections]]):
         if pictures.shape[1] != self.channels:
             raise ValueError(f"pictures of {pictures.shape[1]} channels for a detector of {self.channels}")
         height, width = pictures.shape[-2:]
-        padded = pad_reflected(pictures, (height + -height % SIDE_MULTIPLE, width + -width % SIDE_MULTIPLE))
-        vis = (padded[:, :RGB] - self.mean) / self.std
-        ir = None if self.channels == RGB else (padded[:, RGB:] - self.mean) / self.std
-        return self.network(vis, ir, (height, width))
+        return self.network(*self._normalised(pictures), (height, width))
 
     def loss(self, prediction: Any, truth: Tensor) -> Tensor:
         """The head's loss, see `duskfuse.tasks.objects` for ``truth [B, N, 5]``."""
         return self.network.head.loss(prediction, truth)
+
+    def _normalised(self, pictures: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The visible, or only, picture and the infrared one, continued to sides that the network takes."""
+        height, width = pictures.shape[-2:]
+        padded = pad_reflected(pictures, (height + -height % SIDE_MULTIPLE, width + -width % SIDE_MULTIPLE))
+        vis = (padded[:, :RGB] - self.mean) / self.std
+        return vis, None if self.channels == RGB else (padded[:, RGB:] - self.mean) / self.std
+
+    @property
+    def finds_differences(self) -> bool:
+        """Whether `differences` can be asked for: the network's fusion is IRDFusion."""
+        return isinstance(self.network.fusion, PyramidFusion)
+
+    @torch.no_grad()
+    def differences(self, pictures: Tensor) -> Tensor:
+        """IRDFusion's differential saliency of ``[B, 4, H, W]``, from 0 to 1, ``[B, 1, H, W]``; without a graph.
+
+        Raises:
+            ValueError: the network has another fusion, or none.
+        """
+        fusion = self.network.fusion
+        if not isinstance(fusion, PyramidFusion):
+            raise ValueError("differences of a detector without IRDFusion")
+        vis, ir = self._normalised(pictures)
+        levels = fusion.features(*self.network.both_encoded(vis, ir))
+        height, width = pictures.shape[-2:]
+        return differential_saliency(levels, (vis.shape[-2], vis.shape[-1]))[..., :height, :width]
 
     @torch.no_grad()
     def predict(self, pictures: Tensor) -> list[Detections]:

@@ -86,17 +86,25 @@ class DetectorNetwork(nn.Module):
 
     def maps(self, vis: Tensor, ir: Tensor | None) -> list[Tensor]:
         """The feature pyramid ``[B, 48, h, w]`` at strides 8, 16 and 32; arguments as for `forward`."""
-        maps = _whole_cells(trunk_maps(self.trunk, vis)[1:], vis)
-        if self.fusion is not None:
-            if ir is None or self.ir_trunk is None:
-                raise ValueError("a network of two pictures was given one")
-            maps = self.fusion(_whole_cells(trunk_maps(self.ir_trunk, ir)[1:], ir), maps)
-        return self.pyramid(maps)  # type: ignore[no-any-return]
+        if self.fusion is None:
+            return self.pyramid(_encoded(self.trunk, vis))  # type: ignore[no-any-return]
+        return self.pyramid(self.fusion(*self.both_encoded(vis, ir)))  # type: ignore[no-any-return]
+
+    def both_encoded(self, vis: Tensor, ir: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """What a fusion is given, the infrared maps and the visible ones; ValueError where there is no infrared."""
+        if ir is None or self.ir_trunk is None:
+            raise ValueError("a network of two pictures was given one")
+        return _encoded(self.ir_trunk, ir), _encoded(self.trunk, vis)
 
 
 def fused_channels(trunk: Trunk) -> tuple[int, ...]:
     """Channels of the maps that a `FeatureFusion` is given, at the strides 8 and 16."""
     return CHANNELS[trunk][1:]
+
+
+def _encoded(trunk: nn.ModuleList, picture: Tensor) -> list[Tensor]:
+    """Maps at `FUSED_STRIDES`."""
+    return _whole_cells(trunk_maps(trunk, picture)[1:], picture)
 
 
 def _whole_cells(maps: Sequence[Tensor], picture: Tensor) -> list[Tensor]:

@@ -1,14 +1,13 @@
 """Where a detector of two cameras makes one pyramid of two: between its two encoders and its neck.
 
 A block is a module from the maps of both cameras to fused maps, see `FeatureFusion`; a new one is a file of its own and
-a line in `FusionBlock` and `new_fusion`.
+a line in `FusionBlock` and `new_fusion`, see `duskfuse.tasks.fusion_blocks`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +42,9 @@ class Concatenation(FeatureFusion):
         return [nn.functional.silu(mix(torch.cat([ours, theirs], dim=1))) for mix, ours, theirs in pairs]
 
 
-class FusionBlock(StrEnum):
-    """The blocks that there are."""
+class Addition(FeatureFusion):
+    """The sum of both maps: no parameters."""
 
-    CONCAT = "concat"
-
-
-def new_fusion(block: FusionBlock, channels: Sequence[int]) -> FeatureFusion:
-    """An untrained block for maps of these channels, finest first."""
-    match block:
-        case FusionBlock.CONCAT:
-            return Concatenation(channels)
+    def forward(self, ir: Sequence[Tensor], vis: Sequence[Tensor]) -> list[Tensor]:
+        """See `FeatureFusion.forward`."""
+        return [ours + theirs for ours, theirs in zip(vis, ir, strict=True)]

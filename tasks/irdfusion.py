@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from duskfuse.tasks.feature_fusion import FeatureFusion
 from duskfuse.tasks.mutual_relation import DifferentialGain, Relation, RelationReader
 from duskfuse.tasks.token_grid import TokenGrid
 
@@ -176,7 +177,7 @@ class IrdFusion(nn.Module):
         }
 
 
-class PyramidFusion(nn.Module):
+class PyramidFusion(FeatureFusion):
     """A block of its own for each level of two feature pyramids.
 
     Args:

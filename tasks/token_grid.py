@@ -33,7 +33,7 @@ class TokenGrid(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Tokens ``[B, width, rows, columns]`` of maps ``[B, width, h, w]``; not more rows than h or columns than w."""
         rows, columns = (min(most, side) for most, side in zip(self.grid, maps.shape[-2:], strict=True))
-        positions = self.positions
+        positions: Tensor = self.positions
         if (rows, columns) != self.grid:
             positions = F.interpolate(positions, size=(rows, columns), mode="bicubic", align_corners=False)
         mean, largest = _pooled(maps, (rows, columns))

@@ -21,6 +21,7 @@ from duskfuse.distill.terms.fusion import sobel_magnitude
 from duskfuse.students.unet import UNetStudent
 from duskfuse.tasks.detector import new_detector
 from duskfuse.tasks.encoders import filter_encoder
+from duskfuse.tasks.fusion_blocks import FusionBlock
 from duskfuse.tasks.open_segmenter import new_segmenter
 from duskfuse.tasks.saliency import new_saliency
 from duskfuse.tasks.task_network import Task
@@ -39,7 +40,7 @@ def make_engine(recipe: Recipe) -> Engine:
     networks = {Owner.TEACHER: MainNetwork(), Owner.STUDENT: UNetStudent()}
     critics = {
         Task.SEGMENTATION: new_segmenter(convention_named("MFNet-9")).freeze(),
-        Task.DETECTION: new_detector(objects_named("MSRS-3")).freeze(),
+        Task.DETECTION: new_detector(objects_named("MSRS-3"), fusion=FusionBlock.IRDFUSION).freeze(),
         Task.SALIENCY: new_saliency().freeze(),
     }
     return Engine(

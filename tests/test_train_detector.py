@@ -39,7 +39,8 @@ from duskfuse.evaluate.network_scores import network_scores
 from duskfuse.tasks.detection_head import DetectionHead
 from duskfuse.tasks.detector import ARCHITECTURE, Detector, detector_settings, new_detector, open_detector
 from duskfuse.tasks.detector_network import HeadKind
-from duskfuse.tasks.feature_fusion import Concatenation, FusionBlock
+from duskfuse.tasks.feature_fusion import Concatenation
+from duskfuse.tasks.fusion_blocks import FusionBlock
 from duskfuse.tasks.objects import nothing_known, stacked_objects
 from duskfuse.tasks.open_task_network import open_task_network
 from duskfuse.tasks.saliency import UNKNOWN, SaliencyNetwork, new_saliency
@@ -101,7 +102,7 @@ TRUTH = stacked_objects([torch.tensor([[0.0, 10, 10, 60, 50], [2, 60, 5, 99, 60]
 
 
 @pytest.mark.parametrize("trunk", list(Trunk))
-@pytest.mark.parametrize("fusion", [None, FusionBlock.CONCAT])
+@pytest.mark.parametrize("fusion", [None, *FusionBlock])
 def test_a_detector_takes_any_size_and_covers_the_picture(trunk: Trunk, fusion: FusionBlock | None) -> None:
     detector = new_detector(CLASSES, trunk, fusion=fusion).eval()
     for height, width in ((64, 96), (70, 101)):
@@ -134,7 +135,7 @@ def test_concatenation_is_a_weighted_sum_of_both_maps() -> None:
 
 
 @pytest.mark.parametrize("head", list(HeadKind))
-@pytest.mark.parametrize("fusion", [None, FusionBlock.CONCAT])
+@pytest.mark.parametrize("fusion", [None, *FusionBlock])
 def test_detectors_survive_the_file(head: HeadKind, fusion: FusionBlock | None, tmp_path: Path) -> None:
     detector, path = tiny(fusion, head).eval(), tmp_path / "d.safetensors"
     card = ModelCard(ARCHITECTURE, detector_settings(CLASSES, Trunk.RESIDUAL, head, fusion), "rgb", "0.1.0", "nothing")

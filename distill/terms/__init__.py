@@ -11,6 +11,7 @@ from torch import Tensor
 
 from duskfuse.distill.terms.contrastive import contrastive
 from duskfuse.distill.terms.critics import detection, saliency, segmentation
+from duskfuse.distill.terms.differential import salient_gradient
 from duskfuse.distill.terms.diffusion import denoising
 from duskfuse.distill.terms.distillation import (
     feature_adapters,
@@ -51,6 +52,7 @@ class TermName(StrEnum):
     SOURCE_MSE = (source_mse,)
     INTENSITY_MAX = (intensity_max,)
     GRADIENT_MAX = (gradient_max,)
+    SALIENT_GRADIENT = (salient_gradient,)
     SSIM_SOURCES = (ssim_sources,)
     THERMAL_CONTRAST = (thermal_contrast,)
     INVENTED_EDGES = (invented_edges,)

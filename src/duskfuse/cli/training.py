@@ -141,6 +141,12 @@ def train_task_command(
             "--input", help="What the network sees: vis, ir, average or fused=FOLDER; for detection both, too."
         ),
     ] = "vis",
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            help="What joins two cameras with --input both: concat (default), add or irdfusion.", show_default=False
+        ),
+    ] = None,
     trunk_weights: Annotated[
         Path | None, typer.Option(help="SqueezeNet 1.1 weights for the encoder to start from.", show_default=False)
     ] = None,
@@ -157,6 +163,7 @@ def train_task_command(
     """Train a small task network on labelled pairs: a critic for distill, a judge for evaluate."""
     with verb(as_json):
         from duskfuse.distill.train_task import train_task
+        from duskfuse.tasks.fusion_blocks import FusionBlock
         from duskfuse.tasks.task_network import Task
 
         report = train_task(
@@ -165,6 +172,7 @@ def train_task_command(
             out=out,
             classes=classes,
             shown=shown,
+            fusion=None if fusion is None else choice(FusionBlock, fusion, "--fusion"),
             trunk_weights=trunk_weights,
             changes=changes or (),
             split=split,

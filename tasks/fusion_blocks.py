@@ -1,0 +1,34 @@
+"""The blocks that can make one pyramid of two cameras, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+from duskfuse.tasks.feature_fusion import Addition, Concatenation, FeatureFusion
+from duskfuse.tasks.irdfusion import PyramidFusion
+
+TOKENS = (16, 20)
+"""(rows, columns) of IRDFusion's tokens at every level: cells of 4×4 and 2×2 of a 640×512 picture's maps."""
+
+
+class FusionBlock(StrEnum):
+    """The blocks that there are."""
+
+    CONCAT = "concat"
+    """A 1×1 convolution of both."""
+    ADD = "add"
+    """Their sum."""
+    IRDFUSION = "irdfusion"
+    """Iterated differential feedback (arXiv 2509.09085)."""
+
+
+def new_fusion(block: FusionBlock, channels: Sequence[int]) -> FeatureFusion:
+    """An untrained block for maps of these channels, finest first."""
+    match block:
+        case FusionBlock.CONCAT:
+            return Concatenation(channels)
+        case FusionBlock.ADD:
+            return Addition()
+        case FusionBlock.IRDFUSION:
+            return PyramidFusion(channels, [TOKENS] * len(channels))
