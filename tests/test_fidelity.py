@@ -20,6 +20,8 @@ ROWS = {
     "SAGE: acceptance checks": 19,
     "Real-time student: what the README gets wrong": 12,
     "Real-time student: acceptance checks": 17,
+    "IRDFusion: what article and code get wrong": 15,
+    "IRDFusion: acceptance checks": 17,
 }
 """Chapters, and how many numbered rows each must have."""
 NAMED = re.compile(r"`(tests/test_\w+\.py)::(test_\w+)`")

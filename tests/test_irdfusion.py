@@ -424,7 +424,7 @@ def test_a_pyramid_has_a_block_for_each_level() -> None:
         assert torch.equal(made, single(*inputs))
 
 
-def test_saliency_is_between_0_and_1_and_constant_for_a_single_block_grid() -> None:
+def test_saliency_is_between_0_and_1_and_follows_both_differences() -> None:
     made, (ir, vis) = block(), maps(10, 8)
     with_graph = made.features(ir.requires_grad_(), vis)
     saliency = differential_saliency([with_graph], (80, 64))
