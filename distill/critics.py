@@ -43,6 +43,15 @@ def naming_critics(recipe: Recipe, networks: Sequence[Path]) -> Recipe:
     Raises:
         InputError: one is no task network, or two are of one task.
     """
+    given = by_task(networks)
+    keys = {_KEYS[task]: path for task, path in given.items()}
+    return recipe.model_copy(
+        update={key: getattr(recipe, key).model_copy(update={"network": path}) for key, path in keys.items()}
+    )
+
+
+def by_task(networks: Sequence[Path]) -> dict[Task, Path]:
+    """Files of task networks by what they do; InputError where one is no task network, or two do the same."""
     given: dict[Task, Path] = {}
     for path in networks:
         task = task_of(path)
@@ -51,10 +60,7 @@ def naming_critics(recipe: Recipe, networks: Sequence[Path]) -> Recipe:
                 f"two critics of {task}: {given[task]} and {path}", rule="one network judges a task", remedy="give one"
             )
         given[task] = path
-    keys = {_KEYS[task]: path for task, path in given.items()}
-    return recipe.model_copy(
-        update={key: getattr(recipe, key).model_copy(update={"network": path}) for key, path in keys.items()}
-    )
+    return given
 
 
 def with_critics(recipe: Recipe, pairs: Sequence[PairFiles]) -> tuple[Recipe, dict[Task, Critic]]:
@@ -74,13 +80,18 @@ def with_critics(recipe: Recipe, pairs: Sequence[PairFiles]) -> tuple[Recipe, di
 
 def truth_for(recipe: Recipe, critics: Mapping[Task, Critic]) -> WantedTruth:
     """What the samples of a run with these critics must carry; a detector's differences need no boxes."""
-    segmenter, detector = critics.get(Task.SEGMENTATION), critics.get(Task.DETECTION)
     if TermName.DETECTION not in recipe.terms_used():
-        detector = None
+        critics = {task: critic for task, critic in critics.items() if task is not Task.DETECTION}
+    return truth_of(critics)
+
+
+def truth_of(networks: Mapping[Task, Critic]) -> WantedTruth:
+    """What the losses of these networks compare with."""
+    segmenter, detector = networks.get(Task.SEGMENTATION), networks.get(Task.DETECTION)
     return WantedTruth(
         labels=segmenter.classes if isinstance(segmenter, Segmenter) else None,
         objects=detector.classes if isinstance(detector, Detector) else None,
-        saliency=Task.SALIENCY in critics,
+        saliency=Task.SALIENCY in networks,
     )
 
 
@@ -131,7 +142,7 @@ def _judging(recipe: Recipe, network: Path, critic: Critic, pairs: Sequence[Pair
     if not known:
         say(f"term {term} is left out: none of the {len(pairs)} pairs has a {_NAMED[task]}")
         return recipe.without(term)
-    classes = _checked_classes(critic, pairs)
+    classes = checked_classes(critic, pairs)
     some = "" if known == len(pairs) else f"; {len(pairs) - known} pairs without a {_NAMED[task]} do not count in it"
     say(f"term {term}: {network}{classes}{some}")
     return recipe
@@ -140,7 +151,7 @@ def _judging(recipe: Recipe, network: Path, critic: Critic, pairs: Sequence[Pair
 _NAMED = {Task.SEGMENTATION: "label", Task.DETECTION: "file of boxes", Task.SALIENCY: "saliency map"}
 
 
-def _checked_classes(critic: Critic, pairs: Sequence[PairFiles]) -> str:
+def checked_classes(critic: Critic, pairs: Sequence[PairFiles]) -> str:
     """The classes of a critic, for the message; InputError where the ground truth is of others."""
     if isinstance(critic, Segmenter):
         check_labels(pairs, critic.classes)

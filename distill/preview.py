@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import cv2
@@ -40,6 +41,11 @@ def sample_grid(context: BatchContext) -> NDArray[np.uint8]:
             columns[Owner.DENOISER.value] = recombine(context.sampled(), batch.vis)
     if batch.teacher_y is not None:
         columns["cached teacher"] = recombine(batch.teacher_y, batch.vis)
+    return picture_columns(columns)
+
+
+def picture_columns(columns: Mapping[str, Tensor]) -> NDArray[np.uint8]:
+    """Titled columns of RGB pictures ``[B, 3, H, W]`` in [0, 1] side by side, one row per sample."""
     return np.hstack([_column(title, pictures) for title, pictures in columns.items()])
 
 

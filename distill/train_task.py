@@ -143,7 +143,7 @@ def train_task(
             remedy="add them; docs/datasets.md says where they lie",
         )
     config = task_training(task, classes_for(task, classes, known), shown, trunk_weights, changes)
-    train, held_out = _parted(known, job_of_task.truth_name)
+    train, held_out = parted(known, job_of_task.truth_name)
     reader = shown_pairs(config.input, known)
     torch.manual_seed(config.seed)
     job = job_of_task(config, known)
@@ -162,8 +162,11 @@ def train_task(
     return report
 
 
-def _parted(labelled: Sequence[PairFiles], truth: str) -> tuple[list[PairFiles], list[PairFiles]]:
-    """Pairs to train on, and pairs to score on."""
+def parted(labelled: Sequence[PairFiles], truth: str) -> tuple[list[PairFiles], list[PairFiles]]:
+    """Pairs to train on, and pairs to score on; InputError where there is one pair only.
+
+    Those of a split called val or test are held out; where there is none, or nothing else, a tenth, always the same.
+    """
     held_out = [pair for pair in labelled if split_named(pair.split or "") in ("val", "test")]
     if not held_out or len(held_out) == len(labelled):
         drawn = np.random.default_rng(0).permutation(len(labelled))[: max(len(labelled) // HELD_OUT, 1)]

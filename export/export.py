@@ -24,7 +24,7 @@ from duskfuse.data.fuser import Colour
 from duskfuse.data.images import file_sha256
 from duskfuse.data.progress import say
 from duskfuse.data.reading import Reading
-from duskfuse.data.weights import ModelCard
+from duskfuse.data.weights import ModelCard, read_card
 from duskfuse.evaluate.fusers import size_text
 from duskfuse.export.bundle import check_model_name, forget_earlier_bundle, write_archive, write_bundle
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
@@ -44,6 +44,7 @@ from duskfuse.export.tensorrt_lint import LintReport, findings_tables, lint
 from duskfuse.export.verify import PICTURES, Reference, Verification
 from duskfuse.students.edge import EdgeStudent, without_depth_to_space
 from duskfuse.students.int8_drift import Drift
+from duskfuse.students.steering.steering_file import steer_for
 from duskfuse.students.zoo import WEIGHTS, ModelName, load_student
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ def export(
     reading: Reading | Path | None = None,
     overwrite: bool = False,
     archive: bool = False,
+    steering: Path | None = None,
+    task: str | None = None,
 ) -> ExportReport:
     """Write a student as a bundle: verified ONNX files with what runs them on the device and their provenance.
 
@@ -148,6 +151,8 @@ def export(
         reading: how its infrared pictures are read, or a file that says it; by default its ``duskfuse.yaml``.
         overwrite: replace the files of an earlier export.
         archive: write ``<out>.tar.gz`` too, the same bytes for the same bundle.
+        steering: what `duskfuse steer` trained around the student; goes with ``task``.
+        task: what the pictures are made for. What the task needs on average becomes part of the convolutions.
 
     Raises:
         InputError: wrong precision, size, model or data; ``out`` not empty.
@@ -163,15 +168,18 @@ def export(
     student, card = load_student(model)
     if dla and isinstance(student, EdgeStudent):
         student = without_depth_to_space(student)
+    if steering is not None or task is not None:
+        student, card = _steered(student, card, steering, task)
     source = _source_file(model)
-    check_model_name(source.stem)
+    name = source.stem if task is None else f"{source.stem}-{task}"
+    check_model_name(name)
     origin = f"pairs of {calibration}" if calibration else "synthetic scenes"
     if calibration is None and Precision.INT8 in precisions:
         say("INT8 is calibrated with synthetic scenes; --calibration FOLDER with pairs of your cameras is better")
     out.mkdir(parents=True, exist_ok=True)
     forget_earlier_bundle(out)
     profile = SizeRange.of(given).texts() if dynamic else {}
-    report = ExportReport(str(out), source.stem, file_sha256(source), origin, asdict(card), profile=profile)
+    report = ExportReport(str(out), name, file_sha256(source), origin, asdict(card), profile=profile)
     most = MOST_PAIRS if Precision.INT8 in precisions else PICTURES
     drifts: dict[str, Drift] = {}
     for fixed in sizes:
@@ -182,6 +190,17 @@ def export(
     content = {key: value for key, value in report.to_json().items() if key not in ("out", "archive")}
     write_bundle(out, content, (DRIFT_FILE, DRIFT_PAGE) if drifts else ())
     return replace(report, archive=str(write_archive(out))) if archive else report
+
+
+def _steered(
+    student: nn.Module, card: ModelCard, steering: Path | None, task: str | None
+) -> tuple[nn.Module, ModelCard]:
+    """The student steered for a task, and a card that says so; scores of the student itself are no longer true."""
+    steered = steer_for(student, steering, task)
+    assert steering is not None
+    how = f"steered for {task} by {file_sha256(steering)[:12]}, trained on {read_card(steering).training_data}"
+    notes = f"{card.notes}; {how}" if card.notes else how
+    return steered, replace(card, metrics={}, int8_scales={}, notes=notes)
 
 
 def _export_size(

@@ -18,7 +18,7 @@ from duskfuse.data.images import to_u8, write_picture
 from duskfuse.data.pair_files import PairFiles, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import AS_STORED, Reading, load_reading
-from duskfuse.evaluate.fusers import Fuser, open_fuser
+from duskfuse.evaluate.fusers import Fuser, open_fuser, open_steered
 from duskfuse.export.runtime.fuser import luminance, recombine
 from duskfuse.students.zoo import DEFAULT
 
@@ -50,6 +50,8 @@ def fuse(
     out: Path,
     *,
     model: str | Path = DEFAULT,
+    steering: Path | None = None,
+    task: str | None = None,
     overwrite: bool = False,
     reading: Reading | Path = AS_STORED,
 ) -> FuseReport:
@@ -64,6 +66,8 @@ def fuse(
         vis: visible picture or folder.
         out: picture or folder to write.
         model: zoo name, student checkpoint or ONNX file.
+        steering: what `duskfuse steer` trained around the student; goes with ``task``.
+        task: what the pictures are made for.
         overwrite: make existing pictures anew.
         reading: how the infrared pictures are scaled and brought to the visible grid, or a file that says it.
 
@@ -82,7 +86,8 @@ def fuse(
     started = time.monotonic()
     reading = load_reading(reading) if isinstance(reading, Path) else reading
     if ir.is_dir():
-        return _fuse_folders(ir, vis, out, model, overwrite=overwrite, reading=reading, started=started)
+        fuser = _opened(model, steering, task)
+        return _fuse_folders(ir, vis, out, fuser, overwrite=overwrite, reading=reading, started=started)
     if out.is_dir():
         raise InputError(f"{out} is a folder", rule="two pictures make one picture", remedy="name the file to write")
     if out.exists() and not overwrite:
@@ -91,19 +96,22 @@ def fuse(
             rule="nothing is overwritten unasked",
             remedy="give another --out, or --overwrite",
         )
-    fuser = open_fuser(model)
+    fuser = _opened(model, steering, task)
     span = _fuse_pair(fuser, _pair(ir.stem, ir, vis, reading), out)
     return FuseReport(fuser.name, fuser.backend, [str(out)], [], span, time.monotonic() - started)
 
 
+def _opened(model: str | Path, steering: Path | None, task: str | None) -> Fuser:
+    return open_fuser(model) if steering is None and task is None else open_steered(model, steering, task)
+
+
 def _fuse_folders(
-    ir: Path, vis: Path, out: Path, model: str | Path, *, overwrite: bool, reading: Reading, started: float
+    ir: Path, vis: Path, out: Path, fuser: Fuser, *, overwrite: bool, reading: Reading, started: float
 ) -> FuseReport:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", rule="two folders are fused into a folder", remedy="give another --out")
     matched, faults = match_by_stem(ir, vis)
     pairs = [_pair(stem, *pictures, reading) for stem, pictures in matched.items()]
-    fuser = open_fuser(model)
     written, kept = [], []
     spans: set[tuple[float, float]] = set()
     for pair in track(pairs, "Fusing"):

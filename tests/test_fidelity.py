@@ -22,6 +22,8 @@ ROWS = {
     "Real-time student: acceptance checks": 17,
     "IRDFusion: what article and code get wrong": 15,
     "IRDFusion: acceptance checks": 17,
+    "CLDyN: what article and code get wrong": 12,
+    "CLDyN: acceptance checks": 16,
 }
 """Chapters, and how many numbered rows each must have."""
 NAMED = re.compile(r"`(tests/test_\w+\.py)::(test_\w+)`")

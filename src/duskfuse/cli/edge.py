@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duskfuse.cli.application import app
-from duskfuse.cli.options import Json, Out, Overwrite
+from duskfuse.cli.options import ForTask, Json, Out, Overwrite, Steering
 from duskfuse.cli.verb import EXIT_FAILED, choice, refuse, show, verb
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def fuse_command(
         typer.Option(help="Picture, folder, .mp4 or .mkv to write, or RTSP URL; repeatable.", show_default=False),
     ] = None,
     model: Annotated[str, typer.Option(help="Zoo name, checkpoint or ONNX file.")] = "edge",
+    steering: Steering = None,
+    task: ForTask = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     thermal_range: Annotated[
@@ -113,6 +115,8 @@ def fuse_command(
         how = _reading(reading, thermal_range, percentiles, black_hot, resize_ir, homography)
         places = out or []
         if wants_live(ir, vis, places, views=show_window or web is not None):
+            if steering is not None or task is not None:
+                refuse("--steering with moving pictures", rule="they are fused by files", remedy="export it first")
             times = {"max_skew": max_skew, "offset": offset}
             state = fuse_live(
                 ir,
@@ -139,7 +143,16 @@ def fuse_command(
                 refuse(f"{name} with pictures", rule="it is for videos, sequences and cameras")
         if len(places) != 1:
             refuse(f"{len(places)} outputs", rule="pictures have one", remedy="give --out once")
-        report = fuse(Path(ir), Path(vis), Path(places[0]), model=model, overwrite=overwrite, reading=how)
+        report = fuse(
+            Path(ir),
+            Path(vis),
+            Path(places[0]),
+            model=model,
+            steering=steering,
+            task=task,
+            overwrite=overwrite,
+            reading=how,
+        )
         show(report.to_json(), as_json)
 
 
@@ -197,6 +210,8 @@ def export_command(
         Path | None,
         typer.Option(help="YAML: how their infrared is read; default: their duskfuse.yaml.", show_default=False),
     ] = None,
+    steering: Steering = None,
+    task: ForTask = None,
     archive: Annotated[bool, typer.Option("--archive", help="Write OUT.tar.gz, too.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -218,6 +233,8 @@ def export_command(
             reading=reading,
             overwrite=overwrite,
             archive=archive,
+            steering=steering,
+            task=task,
         )
         show(report.to_json(), as_json, [report.table(), *report.findings_tables()])
 

@@ -31,3 +31,10 @@ ReadingFile = Annotated[
 Masks = Annotated[
     str | None, typer.Option(help="Which cached masks to use: sam, regions, labels, ….", show_default=False)
 ]
+Steering = Annotated[
+    Path | None,
+    typer.Option(help="What `duskfuse steer` trained around the student; with --for.", show_default=False),
+]
+ForTask = Annotated[
+    str | None, typer.Option("--for", help="Task that pictures are made for, of --steering.", show_default=False)
+]

@@ -183,6 +183,40 @@ def train_task_command(
         show(report.to_json(), as_json, report.tables())
 
 
+@app.command("steer", rich_help_panel=PANEL)
+def steer_command(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder.", show_default=False)],
+    critic: Annotated[
+        list[Path],
+        typer.Option(help="Task network that judges the pictures; see train-task; repeatable.", show_default=False),
+    ],
+    student: Annotated[str, typer.Option(help="Zoo name or checkpoint.")] = "edge",
+    changes: Changes = None,
+    split: Split = None,
+    reading: ReadingFile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train what steers a frozen student for tasks, by what their networks see in its pictures."""
+    with verb(as_json):
+        from duskfuse.distill.closed_loop.steer import steer
+
+        report = steer(
+            data,
+            student=student,
+            critics=critic,
+            out=out,
+            changes=changes or (),
+            split=split,
+            reading=reading,
+            resume=resume,
+            overwrite=overwrite,
+        )
+        show(report.to_json(), as_json, report.tables())
+
+
 recipes_app = typer.Typer(help="The packaged recipes.", invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=PANEL)
 
