@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 470, 70, 30, 40, 56
-TIMES_MS, RANKS = (1.5, 500.0), (2.0, 8.5)
+TIMES_MS, RANKS = (1.5, 500.0), (2.5, 4.75)
 SHIPPED, TRIED = "#c8501e", "#6b7a90"
 
 
@@ -44,8 +44,9 @@ def drawing(students: Mapping[str, Any], study: Mapping[str, Any], quality: Mapp
         for name, rank in study["mean_rank"].items()
     ]
     parts = [*_axes(study["batches"])]
-    parts += [_mark(*point, TRIED, filled=False) for point in tried]
-    parts += [_mark(*point, SHIPPED, filled=True) for point in shipped]
+    for index, point in enumerate(sorted(tried, key=lambda point: point[1])):
+        parts.append(_tried(*point, level=index))
+    parts += [_shipped(*point) for point in shipped]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         f'font-size="13"><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
@@ -73,7 +74,7 @@ def _axes(batches: int) -> list[str]:
         x, _ = _place(tick, RANKS[0])
         parts.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#e4e7ec"/>')
         parts.append(_text(x, HEIGHT - BOTTOM + 18, str(tick), anchor="middle"))
-    for rank in range(2, 9):
+    for rank in (2.5, 3, 3.5, 4, 4.5):
         _, y = _place(TIMES_MS[0], rank)
         parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e4e7ec"/>')
         parts.append(_text(LEFT - 10, y + 4, str(rank), anchor="end"))
@@ -83,11 +84,19 @@ def _axes(batches: int) -> list[str]:
     return parts
 
 
-def _mark(name: str, milliseconds: float, rank: float, colour: str, *, filled: bool) -> str:
+def _shipped(name: str, milliseconds: float, rank: float) -> str:
     x, y = _place(milliseconds, rank)
-    fill = colour if filled else "white"
-    circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{fill}" stroke="{colour}" stroke-width="2"/>'
-    return circle + _text(x + 11, y + 4, name, colour=colour, weight="bold" if filled else "normal")
+    circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{SHIPPED}"/>'
+    return circle + _text(x, y - 12, name, anchor="middle", colour=SHIPPED, weight="bold")
+
+
+def _tried(name: str, milliseconds: float, rank: float, *, level: int) -> str:
+    """A ring with its name below it, each lower than the one to its left, since many stand close together."""
+    x, y = _place(milliseconds, rank)
+    below = HEIGHT - BOTTOM - 10 - 17 * (5 - level)
+    line = f'<path d="M{x:.1f} {y + 6:.1f}V{below - 12:.1f}" stroke="{TRIED}" stroke-opacity="0.4"/>'
+    ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="white" stroke="{TRIED}" stroke-width="2"/>'
+    return line + ring + _text(x, below, name, colour=TRIED)
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", colour: str = "#333", weight: str = "normal") -> str:
