@@ -47,6 +47,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "published rule": ("combination=published",),
 }
 METRICS = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
+CLASSES = {Task.SEGMENTATION: "scenes-11", Task.DETECTION: "scenes-4"}
 SMALL = ("data.batch=4", "data.workers=0")
 
 
@@ -59,7 +60,9 @@ def judges(work: Path, batches: int) -> dict[str, Path]:
     wanted = (("segmentation", Task.SEGMENTATION, 2), ("detection", Task.DETECTION, 2), ("other", Task.SEGMENTATION, 9))
     for name, task, seed in wanted:
         changes = (*SMALL, f"batches={batches}", f"seed={seed}", "data.crop=[128, 160]", "save_every=10000")
-        report = train_task(scenes, task=task, out=work / name, shown=f"fused={fused}", changes=changes)
+        report = train_task(
+            scenes, task=task, out=work / name, classes=CLASSES[task], shown=f"fused={fused}", changes=changes
+        )
         found[name] = Path(report.weights)
     return found
 
