@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from duskfuse.tasks.feature_fusion import Addition, Concatenation, FeatureFusion
 from duskfuse.tasks.irdfusion import PyramidFusion
+from duskfuse.tasks.slgnet.fusion_block import StructuralAlignment
 
 TOKENS = (16, 20)
 """(rows, columns) of IRDFusion's tokens at every level: cells of 4×4 and 2×2 of a 640×512 picture's maps."""
@@ -21,6 +22,8 @@ class FusionBlock(StrEnum):
     """Their sum."""
     IRDFUSION = "irdfusion"
     """Iterated differential feedback (arXiv 2509.09085)."""
+    SLGNET = "slgnet"
+    """The structural alignment of SLGNet (arXiv 2601.02249), without its transformer; no parameters."""
 
 
 def new_fusion(block: FusionBlock, channels: Sequence[int]) -> FeatureFusion:
@@ -32,3 +35,5 @@ def new_fusion(block: FusionBlock, channels: Sequence[int]) -> FeatureFusion:
             return Addition()
         case FusionBlock.IRDFUSION:
             return PyramidFusion(channels, [TOKENS] * len(channels))
+        case FusionBlock.SLGNET:
+            return StructuralAlignment()

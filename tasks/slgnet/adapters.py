@@ -71,12 +71,7 @@ class LanguageModulation(nn.Module):
         super().__init__()
         self.text_width = text_width
         self.pool = nn.Sequential(nn.Linear(CAPTIONS * text_width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-        self.scale, self.shift = (
-            nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(2)
-        )
-        for layer in (self.scale[-1], self.shift[-1]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.scale, self.shift = (_from_zero(hidden, width) for _ in range(2))
 
     def parameters_of(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """γ and β, ``[B, width]`` each, of embeddings ``[B, 4, text_width]``; zeros stand for captions not given.
@@ -92,3 +87,10 @@ class LanguageModulation(nn.Module):
     def forward(self, maps: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Maps ``[B, width, h, w]`` modulated by γ and β of `parameters_of`."""
         return (scale[..., None, None] + 1) * maps + shift[..., None, None]
+
+
+def _from_zero(hidden: int, width: int) -> nn.Sequential:
+    last = nn.Linear(hidden, width)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), last)

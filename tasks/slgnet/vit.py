@@ -157,7 +157,7 @@ class FrozenVit(nn.Module):
     def finish(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The maps ``[B, width, h, w]`` of the tokens after the last block, normalised; the prefix is dropped."""
         normalised: Tensor = self.norm(tokens)[:, self.prefix :]
-        return normalised.transpose(1, 2).unflatten(2, grid)
+        return normalised.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Position embedding of the class token ``[1, 0 or 1, width]``, as a sum, and of a grid ``[1, h·w, width]``."""
@@ -165,7 +165,7 @@ class FrozenVit(nn.Module):
         first = self.pos_embed[:, :rows].sum(dim=1, keepdim=True)
         places = self.pos_embed[:, rows:]
         if grid != (self.shape.grid, self.shape.grid):
-            square = places.transpose(1, 2).unflatten(2, (self.shape.grid, self.shape.grid))
+            square = places.transpose(1, 2).reshape(1, -1, self.shape.grid, self.shape.grid)
             resized = F.interpolate(square, size=grid, mode="bicubic", antialias=True, align_corners=False)
             places = resized.flatten(2).transpose(1, 2)
         return first, places
@@ -242,7 +242,7 @@ def resampled_patches(kernel: Tensor, size: int) -> Tensor:
     resize = F.interpolate(basis, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     inverse = torch.linalg.pinv(resize.flatten(1))  # [size², old²]; rows of `resize` are resized unit pixels
     resampled = kernel.double().flatten(2) @ inverse.T
-    return resampled.unflatten(2, (size, size)).to(kernel.dtype)
+    return resampled.reshape(*kernel.shape[:2], size, size).to(kernel.dtype)
 
 
 def weights_sha256(backbone: FrozenVit) -> str:
