@@ -24,6 +24,8 @@ ROWS = {
     "IRDFusion: acceptance checks": 17,
     "CLDyN: what article and code get wrong": 12,
     "CLDyN: acceptance checks": 16,
+    "SLGNet: what article and code get wrong": 12,
+    "SLGNet: acceptance checks": 15,
 }
 """Chapters, and how many numbered rows each must have."""
 NAMED = re.compile(r"`(tests/test_\w+\.py)::(test_\w+)`")

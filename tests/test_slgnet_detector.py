@@ -189,5 +189,5 @@ def toy_loss(structure: bool, language: bool, steps: int = 120) -> float:
 @pytest.mark.slow
 def test_structure_helps_the_frozen_transformer_and_language_helps_further() -> None:
     frozen, with_structure, with_language = toy_loss(False, False), toy_loss(True, False), toy_loss(True, True)
-    assert with_structure < frozen - 0.1
-    assert with_language <= with_structure
+    assert with_structure < frozen - 0.5  # it finds both squares, and cannot know which is meant
+    assert with_language < with_structure - 0.3

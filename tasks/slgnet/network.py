@@ -7,7 +7,7 @@ of patches is ever padded, so no token stands for a place outside the picture.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import JsonValue
@@ -112,8 +112,7 @@ class SlgNet(nn.Module):
         centres = _centres(grid, self.backbone.shape.patch, tokens)
         for stage in range(self.settings.stages):
             if self.spare_memory and self.training and torch.is_grad_enabled():
-                kept = checkpoint(self._stage, stage, tokens, centres, structure, use_reentrant=False)
-                tokens, structure = cast("tuple[Tensor, list[Tensor]]", kept)
+                tokens, structure = checkpoint(self._stage, stage, tokens, centres, structure, use_reentrant=False)
             else:
                 tokens, structure = self._stage(stage, tokens, centres, structure)
         language = self.adapters.language

@@ -242,7 +242,8 @@ def resampled_patches(kernel: Tensor, size: int) -> Tensor:
     resize = F.interpolate(basis, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
     inverse = torch.linalg.pinv(resize.flatten(1))  # [size², old²]; rows of `resize` are resized unit pixels
     resampled = kernel.double().flatten(2) @ inverse.T
-    return resampled.reshape(*kernel.shape[:2], size, size).to(kernel.dtype)
+    reshaped: Tensor = resampled.reshape(*kernel.shape[:2], size, size)
+    return reshaped.to(kernel.dtype)
 
 
 def weights_sha256(backbone: FrozenVit) -> str:
