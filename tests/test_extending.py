@@ -69,7 +69,8 @@ class Copy:
         for name in ("data", "teachers", "students", "tasks", "distill", "evaluate", "export", "src"):
             leave = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(ROOT / name, self.tree / name, symlinks=True, ignore=leave)
-        shutil.copy(ROOT / "pyproject.toml", self.tree)
+        for file in ("pyproject.toml", "LICENSE"):
+            shutil.copy(ROOT / file, self.tree)
         write_scenes(self.work / "pairs", count=4, size=(48, 64), seed=0)
         self.edited: set[str] = set()
         for block in blocks():
