@@ -58,7 +58,7 @@ def test_tables_are_sound(table: ClassTable):
 
 
 def test_published_orders():
-    assert len(TABLES) == 10
+    assert len(TABLES) == 11
     assert M3FD_OBJECTS.names == ("People", "Car", "Bus", "Lamp", "Motorcycle", "Truck")
     assert (FMB_LABELS.names[8], FMB_LABELS.names[13], len(FMB_LABELS)) == ("person", "bicycle", 15)
     assert (MFNET_LABELS.names[2], MFNET_LABELS.colours[2], len(MFNET_LABELS)) == ("person", (64, 64, 0), 9)

@@ -115,8 +115,9 @@ def test_the_same_records_as_the_local_engine_though_workers_die(
         ray.shutdown()
     assert wanted.done == 59
     assert (seen.done, len(seen.failed)) == (58, 2)
-    assert seen.failed[0] == "square 11 is round"
-    assert seen.failed[1].startswith("square 7: every process died on it")
+    round_one, killer = sorted(seen.failed)  # told as they end, in any order
+    assert round_one == "square 11 is round"
+    assert killer.startswith("square 7: every process died on it")
     assert (tmp_path / "marker").exists()
     assert (again.done, again.already, again.failed) == (1, 58, ["square 11 is round"])
     assert contents(alone) == contents(together)
