@@ -20,6 +20,7 @@ from duskfuse.data.progress import say, track
 from duskfuse.data.reading import AS_STORED, Reading, load_reading
 from duskfuse.evaluate.fusers import Fuser, open_fuser, open_steered
 from duskfuse.export.runtime.fuser import luminance, recombine
+from duskfuse.export.runtime.liveness import liveness, mixed
 from duskfuse.students.zoo import DEFAULT
 
 _NAMED = 10
@@ -52,6 +53,7 @@ def fuse(
     model: str | Path = DEFAULT,
     steering: Path | None = None,
     task: str | None = None,
+    fallback: bool = False,
     overwrite: bool = False,
     reading: Reading | Path = AS_STORED,
 ) -> FuseReport:
@@ -68,6 +70,7 @@ def fuse(
         model: zoo name, student checkpoint or ONNX file.
         steering: what `duskfuse steer` trained around the student; goes with ``task``.
         task: what the pictures are made for.
+        fallback: where a camera is capped or dead (`duskfuse.export.runtime.liveness`), show the other one.
         overwrite: make existing pictures anew.
         reading: how the infrared pictures are scaled and brought to the visible grid, or a file that says it.
 
@@ -87,7 +90,9 @@ def fuse(
     reading = load_reading(reading) if isinstance(reading, Path) else reading
     if ir.is_dir():
         fuser = _opened(model, steering, task)
-        return _fuse_folders(ir, vis, out, fuser, overwrite=overwrite, reading=reading, started=started)
+        return _fuse_folders(
+            ir, vis, out, fuser, fallback=fallback, overwrite=overwrite, reading=reading, started=started
+        )
     if out.is_dir():
         raise InputError(f"{out} is a folder", rule="two pictures make one picture", remedy="name the file to write")
     if out.exists() and not overwrite:
@@ -97,7 +102,7 @@ def fuse(
             remedy="give another --out, or --overwrite",
         )
     fuser = _opened(model, steering, task)
-    span = _fuse_pair(fuser, _pair(ir.stem, ir, vis, reading), out)
+    span = _fuse_pair(fuser, _pair(ir.stem, ir, vis, reading), out, fallback=fallback)
     return FuseReport(fuser.name, fuser.backend, [str(out)], [], span, time.monotonic() - started)
 
 
@@ -106,7 +111,15 @@ def _opened(model: str | Path, steering: Path | None, task: str | None) -> Fuser
 
 
 def _fuse_folders(
-    ir: Path, vis: Path, out: Path, fuser: Fuser, *, overwrite: bool, reading: Reading, started: float
+    ir: Path,
+    vis: Path,
+    out: Path,
+    fuser: Fuser,
+    *,
+    fallback: bool,
+    overwrite: bool,
+    reading: Reading,
+    started: float,
 ) -> FuseReport:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", rule="two folders are fused into a folder", remedy="give another --out")
@@ -120,7 +133,7 @@ def _fuse_folders(
             kept.append(str(target))
             continue
         try:
-            span = _fuse_pair(fuser, pair, target)
+            span = _fuse_pair(fuser, pair, target, fallback=fallback)
             written.append(str(target))
             spans |= {span} if span else set()
         except InputError as error:
@@ -147,12 +160,22 @@ def _widest(spans: Set[tuple[float, float]]) -> tuple[float, float] | None:
     return (min(low for low, _ in spans), max(high for _, high in spans)) if spans else None
 
 
-def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path) -> tuple[float, float] | None:
+def _fuse_pair(fuser: Fuser, files: PairFiles, out: Path, *, fallback: bool) -> tuple[float, float] | None:
     """Write the fused picture; the thermal range that was used."""
     pair = read_pair(files)
     vis = pair.vis.permute(1, 2, 0).contiguous().numpy()
-    write_picture(out, _picture(fuser, pair.ir[0].numpy(), vis))
+    ir = pair.ir[0].numpy()
+    write_picture(out, _picture_of_the_living(fuser, ir, vis) if fallback else _picture(fuser, ir, vis))
     return pair.meta.thermal_range
+
+
+def _picture_of_the_living(fuser: Fuser, ir: NDArray[np.float32], vis: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Like the device runtime with its fallback: the picture fades to that of the camera that is alive."""
+    weights = liveness(ir), liveness(vis)
+    if min(weights) == 1:
+        return _picture(fuser, ir, vis)
+    living = to_u8(vis) if weights[0] <= weights[1] else to_u8(np.repeat(ir[..., None], 3, axis=2))
+    return living if min(weights) == 0 else mixed(_picture(fuser, ir, vis), living, min(weights))
 
 
 def _picture(fuser: Fuser, ir: NDArray[np.float32], vis: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -45,6 +45,7 @@ def fuse_live(
     stats: Path | None = None,
     compare: bool = False,
     overlay: bool = False,
+    fallback: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def fuse_live(
         stats: JSON file for the statistics.
         compare: infrared, visible and fused side by side.
         overlay: write rate and skew on the picture.
+        fallback: a capped or dead camera counts as missing.
         overwrite: replace what is there already.
         quiet: no lines on stderr.
 
@@ -72,7 +74,7 @@ def fuse_live(
         InputError: unusable options, sources or model.
         DuskfuseError: what failed on the way; video files were completed with what had come before.
     """
-    settings = Settings(max_skew, offset, compare=compare, overlay=overlay)
+    settings = Settings(max_skew, offset, compare=compare, overlay=overlay, fallback=fallback)
     options = LiveOptions(ir, vis, tuple(out), show, web, stats, overwrite, quiet, settings)
     try:
         check(options)

@@ -209,3 +209,18 @@ def test_wrong_readings(folders: tuple[Path, Path], tmp_path: Path, options: tup
     assert code == 2
     assert said in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dead_camera_is_left_out_where_asked(checkpoint: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Infrared of `a` is grey all over, the visible picture of `b` is black; `c` is alive."""
+    cv2.imwrite(str(folders[0] / "a.png"), np.full((18, 22), 128, np.uint8))
+    cv2.imwrite(str(folders[1] / "b.bmp"), np.zeros((18, 22, 3), np.uint8))
+    command = ["fuse", "--ir", str(folders[0]), "--vis", str(folders[1]), "--model", str(checkpoint)]
+    for out, options in (("plain", []), ("living", ["--fallback"])):
+        result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / out), *options])
+        assert result.exit_code == 0, result.output
+    plain, living = ({p.stem: cv2.imread(str(p)) for p in (tmp_path / out).iterdir()} for out in ("plain", "living"))
+    assert np.array_equal(living["a"], cv2.imread(str(folders[1] / "a.bmp")))
+    assert np.array_equal(living["b"], cv2.cvtColor(cv2.imread(str(folders[0] / "b.png"), 0), cv2.COLOR_GRAY2BGR))
+    assert np.array_equal(living["c"], plain["c"])
+    assert not np.array_equal(plain["a"], living["a"])

@@ -73,6 +73,9 @@ def fuse_command(
             help="YAML file with these settings; options go before it.", show_default=False, rich_help_panel=_INFRARED
         ),
     ] = None,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Where one camera is capped or dead, show the other.")
+    ] = False,
     max_skew: Annotated[
         float | None,
         typer.Option(
@@ -129,6 +132,7 @@ def fuse_command(
                 stats=stats,
                 compare=compare,
                 overlay=overlay,
+                fallback=fallback,
                 overwrite=overwrite,
                 quiet=as_json,
                 **{name: value for name, value in times.items() if value is not None},
@@ -152,6 +156,7 @@ def fuse_command(
             task=task,
             overwrite=overwrite,
             reading=how,
+            fallback=fallback,
         )
         show(report.to_json(), as_json)
 
