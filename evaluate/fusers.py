@@ -170,13 +170,17 @@ def open_steered(model: str | Path, steering: Path | None, task: str | None) -> 
 def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
     """Open a zoo name, a student checkpoint (.safetensors) or an exported file (.onnx).
 
-    ``threads`` bounds the CPU threads; for PyTorch the bound holds for the whole process. Raises InputError for
-    anything that is not a student: missing or damaged files, main-network checkpoints, other ONNX networks.
+    A text that is a name is that name, whatever lies in the working folder under it. ``threads`` bounds the CPU
+    threads; for PyTorch the bound holds for the whole process. Raises InputError for anything that is not a student:
+    missing or damaged files, main-network checkpoints, other ONNX networks.
     """
     path = Path(model)
     if path.suffix.lower() == ".onnx":
         return OnnxFuser(path, threads)
-    if path.is_dir():
+    from duskfuse.students.zoo import ModelName, load_student
+
+    named = isinstance(model, str) and model in list(ModelName)
+    if path.is_dir() and not named:
         files = ", ".join(sorted(file.name for file in path.glob("*.onnx"))) or "it has none"
         raise InputError(
             f"{path} is a folder",
@@ -186,9 +190,8 @@ def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
     import torch
 
     from duskfuse.data.weights import read_card
-    from duskfuse.students.zoo import load_student
 
-    if path.is_file() and (architecture := read_card(path).architecture) in TEACHERS:
+    if path.is_file() and not named and (architecture := read_card(path).architecture) in TEACHERS:
         raise InputError(
             f"{path} is a checkpoint of the main network {architecture!r}",
             rule="only students fuse without the regions of each picture",

@@ -29,6 +29,7 @@ from duskfuse.evaluate.fusers import Fuser, OnnxFuser, TorchFuser, open_fuser, s
 from duskfuse.export.runtime.fuser import luminance, recombine, unit
 from duskfuse.export.runtime.thermal import infrared
 from duskfuse.export.sizes import parse_size
+from duskfuse.students.zoo import ModelName
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -175,7 +176,7 @@ def machine() -> dict[str, str | int]:
 
 def _opened(item: str | Path, shape: tuple[int, int], threads: int, backend: Backend | None) -> list[Fuser]:
     path = Path(item)
-    if path.is_dir():
+    if path.is_dir() and not (isinstance(item, str) and item in list(ModelName)):
         return _opened_bundle(path, shape, threads, backend)
     if path.suffix.lower() == ".onnx":
         if backend is Backend.TORCH:

@@ -122,3 +122,12 @@ def test_pictures_below_four_pixels_are_refused(tmp_path: Path) -> None:
     for fuser in (open_fuser(write_blend(tmp_path / "m.onnx")), TorchFuser(UNetStudent(), "unet")):
         with pytest.raises(InputError, match="4 pixels a side"):
             fuser.fuse(small, small)
+
+
+def test_a_name_is_a_name_whatever_lies_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "edge").write_text("not a model")
+    monkeypatch.chdir(tmp_path)
+    assert [open_fuser(name).name for name in ("nano", "edge")] == ["nano", "edge"]
+    with pytest.raises(InputError, match="nano is a folder"):
+        open_fuser(Path("nano"))
