@@ -43,8 +43,8 @@ for name in ("numpy", "cv2", "onnxruntime", "tensorrt"):
     try:
         importlib.import_module(name)
         print("has=" + name)
-    except Exception:
-        pass
+    except Exception as error:  # a half-installed package can raise anything on import
+        print("why_%s=%s" % (name, " ".join(str(error).split())))
 END
 mkdir -p HOME_FOLDER && df -Pk HOME_FOLDER | awk 'END { print "free_kb=" $4 }'
 """
@@ -147,10 +147,14 @@ def _check_ready(device: SshDevice, needed: int) -> None:
         )
     for module, remedy in (("numpy", "python3-numpy"), ("cv2", "python3-opencv")):
         if module not in has:
-            raise DeviceError(f"{device.host}: Python has no {module}", remedy=f"sudo apt-get install {remedy} there")
+            raise DeviceError(
+                f"{device.host}: Python has no {module} ({values.get(f'why_{module}')})",
+                remedy=f"sudo apt-get install {remedy} there",
+            )
     if not has & {"onnxruntime", "tensorrt"}:
         raise DeviceError(
-            f"{device.host}: Python has neither onnxruntime nor tensorrt",
+            f"{device.host}: Python has neither onnxruntime nor tensorrt "
+            f"({values.get('why_onnxruntime')}; {values.get('why_tensorrt')})",
             rule="one of them runs the networks",
             remedy="python3 -m pip install onnxruntime there; on a Jetson sudo apt-get install python3-libnvinfer",
         )
