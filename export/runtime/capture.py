@@ -90,6 +90,8 @@ class Reader:
         self.read = self.lost = 0
         self.seconds: Deque[float] = deque(maxlen=1000)
         """Time that reading and decoding one frame took, of a live source with the wait for it."""
+        self.ended = False
+        """Whether the source itself has come to its end; a reading that failed or was stopped has not."""
         self._changed = changed
         self._finish = threading.Event()
 
@@ -119,6 +121,7 @@ class Reader:
             started = time.perf_counter()
             frame: Optional[Frame] = self.source.read()
             if frame is None:
+                self.ended = True
                 return
             self.seconds.append(time.perf_counter() - started)
             self.read += 1

@@ -138,7 +138,7 @@ class Pipeline:
         return not any(thread.is_alive() for thread in self._threads)
 
     def finish(self) -> None:
-        """End reading; what was read is still fused and written."""
+        """End reading; what was read is still fused and written, as far as its partner was."""
         for reader in self._readers.values():
             reader.finish()
 
@@ -201,10 +201,11 @@ class Pipeline:
             self._end_after(name)
 
     def _end_after(self, name: str) -> None:
-        """End reading where a source failed, so that what was read is kept; stop at once where a later stage failed."""
-        self.finish()
+        """Keep what was read where a source failed; stop at once where a later stage failed."""
         if not name.startswith("read"):
             self._stop_all()
+        elif self.live:
+            self.finish()  # of files the pairing ends the other's reading, once it needs no more of it
 
     def _stop_all(self) -> None:
         self.finish()
@@ -225,12 +226,22 @@ class Pipeline:
             put.close()
 
     def _pair_files(self) -> None:
+        """Pair until both have ended, or until a frame is needed of a file whose reading failed or was stopped.
+
+        Such a file has not ended: the frame that would come next might be the nearer one, so what is not certain
+        without it is left out. The other file is read for as long as that settles what is here.
+        """
         side = self._pairing.wants()
         while side is not None:
             frame = self._frames[side].take()
+            if frame is None and not self._readers[side].ended:
+                break
             self._receive(side, frame)
             self._hand_on(self._pairing.decide())
             side = self._pairing.wants()
+        self.finish()
+        for frames in self._frames.values():
+            frames.stop()
         self._queues["paired"].close()
 
     def _pair_live(self) -> None:
