@@ -26,7 +26,7 @@ from duskfuse.data.priors.sources import MaskSourceName
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import Reading
 from duskfuse.distill.context import Batch
-from duskfuse.distill.critics import with_critics
+from duskfuse.distill.critics import naming_critics, with_critics
 from duskfuse.distill.dataset import load_batches
 from duskfuse.distill.distill import build_engine, check_given, initial_weights, open_dataset, with_encoder
 from duskfuse.distill.engine import Engine
@@ -83,6 +83,7 @@ def find_lr(
     teacher: str | None = None,
     encoder: EncoderName | None = None,
     encoder_weights: Path | None = None,
+    critics: Sequence[Path] = (),
     split: str | None = None,
     reading: Reading | Path | None = None,
 ) -> RateReport:
@@ -90,7 +91,7 @@ def find_lr(
 
     The other arguments are those of ``distill``. Raises ``InputError`` where no step moves the owner.
     """
-    resolved = with_encoder(load_recipe(recipe, changes), encoder, encoder_weights)
+    resolved = naming_critics(with_encoder(load_recipe(recipe, changes), encoder, encoder_weights), critics)
     init = initial_weights(init)
     step = _first_step(resolved, owner)
     files = [out / f"learning_rate_{owner.value}.{suffix}" for suffix in ("json", "png")]

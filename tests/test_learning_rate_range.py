@@ -9,16 +9,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from duskfuse.cli import app
+from duskfuse.data.class_conventions import objects_named
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import read_picture
 from duskfuse.data.scenes.write import write_scenes
+from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.distill.context import Batch
 from duskfuse.distill.engine import Engine
 from duskfuse.distill.learning_rate_range import find_lr, smooth, suggest, sweep_rates
 from duskfuse.distill.recipe import Owner
 from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.students.unet import UNetStudent
+from duskfuse.tasks.detector import ARCHITECTURE, detector_settings, new_detector
+from duskfuse.tasks.detector_network import HeadKind
+from duskfuse.tasks.trunk import Trunk
 
 RECIPE = """
 name: short
@@ -117,3 +124,27 @@ def test_the_verb_writes_numbers_and_a_plot(recipe: Path, tmp_path: Path) -> Non
 def test_an_owner_that_no_step_moves_is_refused(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no step .* moves the teacher; one of student"):
         find_lr(tmp_path, owner=Owner.TEACHER, out=tmp_path / "range", recipe=recipe)
+
+
+def test_a_critic_is_asked_as_in_distill(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The losses change with a critic's term; without the network the term is left out, and that is said."""
+    monkeypatch.setattr("duskfuse.distill.learning_rate_range.UPDATES", 3)
+    write_scenes(tmp_path / "data", count=3, size=(32, 40), seed=0)
+    torch.manual_seed(0)
+    classes, critic = objects_named("scenes-4"), tmp_path / "detector.safetensors"
+    settings = detector_settings(classes, Trunk.RESIDUAL, HeadKind.DENSE, None)
+    save_weights(critic, new_detector(classes).network, ModelCard(ARCHITECTURE, settings, "rgb", "0.1.0", "nothing"))
+    text = RECIPE.replace("gradient_max: 2", "gradient_max: 2, detection: 1")
+    recipe.write_text(text.replace("crop: [24, 24]", "crop: [32, 32]"))
+    command = ["find-lr", str(tmp_path / "data"), "--owner", "student", "--recipe", str(recipe), "--json"]
+    judged = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "judged"), "--critic", str(critic)])
+    assert judged.exit_code == 0, judged.output
+    alone = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "alone")])
+    assert alone.exit_code == 0, alone.output
+    assert json.loads(judged.stdout)["losses"][0] > json.loads(alone.stdout)["losses"][0]
+    recipe.write_text(RECIPE)
+    refused = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "refused"), "--critic", str(critic)])
+    assert refused.exit_code == 2
+    assert "no step of the recipe short has the term detection" in refused.stderr

@@ -22,6 +22,15 @@ Init = Annotated[
     list[Path] | None,
     typer.Option(help="Start from these weights, a file or a packaged student; repeatable.", show_default=False),
 ]
+Critics = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--critic",
+        "--segmenter",
+        help="Judge of the fused pictures; see train-task. Repeatable.",
+        show_default=False,
+    ),
+]
 
 
 @app.command("distill", rich_help_panel=PANEL)
@@ -38,15 +47,7 @@ def distill_command(
     teacher: TeacherName = None,
     encoder: Encoder = None,
     encoder_weights: EncoderWeights = None,
-    critic: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--critic",
-            "--segmenter",
-            help="Judge of the fused pictures; see train-task. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    critic: Critics = None,
     split: Split = None,
     reading: ReadingFile = None,
     as_json: Json = False,
@@ -94,6 +95,7 @@ def find_lr_command(
     teacher: TeacherName = None,
     encoder: Encoder = None,
     encoder_weights: EncoderWeights = None,
+    critic: Critics = None,
     split: Split = None,
     reading: ReadingFile = None,
     as_json: Json = False,
@@ -117,6 +119,7 @@ def find_lr_command(
             teacher=teacher,
             encoder=None if encoder is None else choice(EncoderName, encoder, "--encoder"),
             encoder_weights=encoder_weights,
+            critics=critic or (),
             split=split,
             reading=reading,
         )
