@@ -100,9 +100,9 @@ def find_lr(
     pairs = find_pairs(data, split=split, reading=reading)
     check_given(resolved, init)
     resolved, perceptual = with_perceptual(resolved)
-    resolved, critics = with_critics(resolved, pairs)
-    dataset = open_dataset(pairs, resolved, cache, masks, teacher, critics)
-    engine = build_engine(resolved, init, critics=critics, perceptual=perceptual)
+    resolved, judges = with_critics(resolved, pairs)
+    dataset = open_dataset(pairs, resolved, cache, masks, teacher, judges)
+    engine = build_engine(resolved, init, critics=judges, perceptual=perceptual)
     if resolved.quantise is not None:
         make_ready(engine.networks[Owner.STUDENT], dataset, resolved.quantise)
     rates = [float(rate) for rate in np.geomspace(LOWEST, HIGHEST, UPDATES)]

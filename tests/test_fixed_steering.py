@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from duskfuse.cli import app
+from duskfuse.data.scenes.write import write_scenes
+from duskfuse.export.calibration import calibration_pairs
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph
+from duskfuse.export.verify import psnr_db
 from duskfuse.students.fold import fold_batchnorm
 from duskfuse.students.steering.compensation import Compensation
 from duskfuse.students.steering.fixed import FixedCompensation, FixedSteering
 from duskfuse.students.steering.steered import SteeredStudent, Steering, weights_digest
+from duskfuse.students.steering.steering_file import save_steering
 from duskfuse.students.steering.taps import taps_of
-from duskfuse.students.zoo import build_student
+from duskfuse.students.zoo import build_student, load_student
 
 STUDENTS = ("vfn", "unet", "edge", "nano", "mobile")
 
 
-def live(name: str) -> SteeredStudent:
+def live(name: str, student: nn.Module | None = None) -> SteeredStudent:
     """Two tasks with different needs; weights and statistics that are not those of the start."""
     torch.manual_seed(0)
-    student = build_student(name, {})
+    student = student or build_student(name, {})
     network = SteeredStudent(student, Steering(taps_of(student), ("detection", "segmentation")))
     for tap in network.steering.taps:
         module = network.steering.compensation(tap.module)
@@ -75,8 +86,6 @@ def test_needs_are_means_over_what_was_seen() -> None:
 
 @pytest.mark.parametrize("name", ["vfn", "edge", "nano"])
 def test_the_file_equals_the_live_form(name: str) -> None:
-    import onnxruntime
-
     network = live(name)
     vis, ir = pictures(batch=1)
     with torch.no_grad():
@@ -98,3 +107,36 @@ def test_a_fixed_compensation_holds_nothing_but_its_convolutions() -> None:
     assert all(type(layer) is nn.Conv2d for layer in layers)
     weights = sum(layer.weight.numel() for layer in layers if isinstance(layer, nn.Conv2d))
     assert weights <= 4 * 8 * 8 * 9 + 32 * tap.channels + 8 * tap.channels
+
+
+@pytest.mark.parametrize("dla", [False, True])
+def test_the_int8_file_is_the_steered_student(dla: bool, tmp_path: Path) -> None:
+    """At least 40 dB between the files, which is the rule for any student; the steering itself is far above that."""
+    student, _ = load_student("nano")
+    steering, data, out = tmp_path / "steering.safetensors", tmp_path / "data", tmp_path / "bundle"
+    save_steering(steering, live("nano", student), punishment=5.0, training_data="nothing", metrics={})
+    write_scenes(data, count=3, size=(48, 64))
+    words = ["export", "nano", "--out", str(out), "--precision", "fp32,int8", "--size", "64x48", "--json"]
+    words += ["--steering", str(steering), "--for", "detection", "--calibration", str(data)]
+    made = CliRunner().invoke(app, [*words, "--dla"] if dla else words)
+    assert made.exit_code == 0, made.output
+    report = json.loads(made.stdout)
+    assert [entry["file"] for entry in report["files"]] == [f"nano-detection-64x48-{p}.onnx" for p in ("fp32", "int8")]
+    assert report["files"][1]["convolutions"] > len(report["files"][1]["float_convolutions"])
+    drift = json.loads((out / "int8-drift.json").read_text())["nano-detection-64x48-int8.onnx"]
+    in_int8 = [layer["layer"] for layer in drift["layers"] if layer["int8"]]
+    assert any("branches" in name for name in in_int8), "of the steering"
+    assert any("context" in name for name in in_int8), "and of the student"
+    operators = [node.op_type for node in onnx.load(out / report["files"][1]["file"]).graph.node]
+    assert operators.count("QuantizeLinear") > len(in_int8)
+    assert ("ConvTranspose" in operators, "DepthToSpace" in operators) == (dla, not dla)
+    assert bool(report["files"][0]["dla"]) == dla
+    sessions = [onnxruntime.InferenceSession(str(out / entry["file"])) for entry in report["files"]]
+    for pair in calibration_pairs(data, (48, 64), 3):
+        feeds = pair.feeds()
+        exact, rounded = (session.run(["fused_y"], feeds)[0] for session in sessions)
+        vis, ir = torch.from_numpy(feeds["vis_y"]), torch.from_numpy(feeds["ir"])
+        with torch.no_grad():
+            own = student(vis, ir).y.numpy()
+        assert 40 <= psnr_db(exact, rounded) < 99
+        assert psnr_db(exact, rounded) > psnr_db(exact, own), "nearer to the steered student than to the plain one"

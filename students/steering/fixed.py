@@ -46,7 +46,6 @@ class FixedCompensation(nn.Module):
         assert self.leave.bias is not None
         assert leave.bias is not None
         self.leave.bias.copy_(leave.bias)
-        self.requires_grad_(False)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Compensate ``[B, channels, H, W]``."""
@@ -67,13 +66,14 @@ class FixedSteering(nn.Module):
     def __init__(self, steered: SteeredStudent, task: str) -> None:
         super().__init__()
         self.task, self.colour = task, steered.colour
+        self.settings = steered.student.settings
         self.student = copy.deepcopy(steered.student)
         needs, steering = steered.steering.needs(task), steered.steering
         for tap in steering.taps:
             fixed = FixedCompensation(steering.compensation(tap.module), needs[tap.module], steering.bank)
             tapped = self.student.get_submodule(tap.module)
             self.student.set_submodule(tap.module, nn.Sequential(tapped, fixed))
-        self.eval()
+        self.eval().requires_grad_(True)  # as an unsteered student: convolutions that never learn stay out of INT8
 
     def forward(self, vis: Tensor, ir: Tensor) -> FusionOutput:
         """Fuse as the student does; sizes and ranges are the student's."""
