@@ -26,10 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from duskfuse.data.class_conventions import objects_named
 from duskfuse.tasks.detector import new_detector
-from duskfuse.tasks.detector_network import FUSED_STRIDES, HeadKind, fused_channels
+from duskfuse.tasks.detector_network import FUSED_CHANNELS, FUSED_STRIDES, HeadKind
 from duskfuse.tasks.fusion_blocks import TOKENS, FusionBlock, new_fusion
 from duskfuse.tasks.irdfusion import IrdFusion
-from duskfuse.tasks.trunk import Trunk
 
 WIDTH, HEIGHT = 640, 512
 WARMUP = 1
@@ -70,7 +69,7 @@ def main() -> None:
 def _blocks() -> dict[str, tuple[nn.Module, Run]]:
     """Every fusion at each level of the detector."""
     blocks: dict[str, tuple[nn.Module, Run]] = {}
-    for channels, stride in zip(fused_channels(Trunk.RESIDUAL), FUSED_STRIDES, strict=True):
+    for channels, stride in zip(FUSED_CHANNELS, FUSED_STRIDES, strict=True):
         ir, vis = torch.rand(2, 1, channels, HEIGHT // stride, WIDTH // stride)
         for kind in FusionBlock:
             block = new_fusion(kind, [channels]).eval().requires_grad_(False)

@@ -159,7 +159,7 @@ class DetectionJob(TaskJob):
         self._fusion = config.fusion if config.input == "both" else None
         self.wanted = WantedTruth(objects=self._classes)
         self.network = detector.new_detector(
-            self._classes, config.trunk, config.trunk_weights, head=config.head, fusion=self._fusion
+            self._classes, config.trunk, config.trunk_weights, head=config.head, fusion=self._fusion, tokens=config.tokens
         )
 
     @staticmethod
@@ -174,7 +174,7 @@ class DetectionJob(TaskJob):
 
     def settings(self) -> dict[str, JsonValue]:
         """See `TaskJob.settings`."""
-        return detector.detector_settings(self._classes, self._config.trunk, self._config.head, self._fusion)
+        return detector.detector_settings(self._classes, self._config.trunk, self._config.head, self._fusion, self._config.tokens)
 
     def measured(self, pairs: Sequence[PairFiles], shown: ShownPairs) -> Measured:
         """See `TaskJob.measured`."""

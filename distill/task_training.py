@@ -11,7 +11,7 @@ from duskfuse.data.errors import InputError
 from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive, Precision
 from duskfuse.distill.recipe_files import apply_change
 from duskfuse.tasks.detector_network import HeadKind
-from duskfuse.tasks.fusion_blocks import FusionBlock
+from duskfuse.tasks.fusion_blocks import TOKENS, FusionBlock
 from duskfuse.tasks.task_network import Task
 from duskfuse.tasks.trunk import Trunk
 
@@ -42,6 +42,8 @@ class TaskTraining(BaseModel):
     """What a detector ends in."""
     fusion: FusionBlock = FusionBlock.CONCAT
     """What makes one pyramid of two cameras, with the input both."""
+    tokens: tuple[Positive, Positive] = TOKENS
+    """(rows, columns) of IRDFusion; attention costs the square of their product."""
     seed: int = 2
     batches: Positive = 1500
     data: DataConfig = DataConfig(crop=(160, 192), batch=8, masks=1)

@@ -13,9 +13,9 @@ from duskfuse.data.class_conventions import ObjectClasses, objects_named
 from duskfuse.data.errors import InputError
 from duskfuse.data.geometry import pad_reflected
 from duskfuse.data.weights import check_architecture, load_weights, read_card
-from duskfuse.tasks.detector_network import DetectorNetwork, HeadKind, fused_channels
+from duskfuse.tasks.detector_network import FUSED_CHANNELS, DetectorNetwork, HeadKind
 from duskfuse.tasks.encoders import IMAGENET_MEAN, IMAGENET_STD
-from duskfuse.tasks.fusion_blocks import FusionBlock, new_fusion
+from duskfuse.tasks.fusion_blocks import TOKENS, FusionBlock, new_fusion
 from duskfuse.tasks.irdfusion import PyramidFusion, differential_saliency
 from duskfuse.tasks.objects import Detections
 from duskfuse.tasks.segmenter import SIDE_MULTIPLE
@@ -99,13 +99,14 @@ def new_detector(
     *,
     head: HeadKind = HeadKind.DENSE,
     fusion: FusionBlock | None = None,
+    tokens: tuple[int, int] = TOKENS,
 ) -> Detector:
     """An untrained detector, its encoders from ImageNet weights where they are given.
 
     Raises:
         InputError: the weights hold something else, or are given for the other trunk.
     """
-    block = None if fusion is None else new_fusion(fusion, fused_channels(trunk))
+    block = None if fusion is None else new_fusion(fusion, FUSED_CHANNELS, tokens)
     network = DetectorNetwork(len(classes), trunk, head, block)
     if trunk_weights is not None:
         start_from_imagenet(network.trunk, trunk, trunk_weights)
@@ -115,7 +116,11 @@ def new_detector(
 
 
 def detector_settings(
-    classes: ObjectClasses, trunk: Trunk, head: HeadKind, fusion: FusionBlock | None
+    classes: ObjectClasses,
+    trunk: Trunk,
+    head: HeadKind,
+    fusion: FusionBlock | None,
+    tokens: tuple[int, int] = TOKENS,
 ) -> dict[str, JsonValue]:
     """What the card of a detector says, so that `open_detector` can build it again."""
     return {
@@ -123,6 +128,7 @@ def detector_settings(
         "trunk": trunk.value,
         "head": head.value,
         "fusion": None if fusion is None else fusion.value,
+        **({"tokens": list(tokens)} if fusion is FusionBlock.IRDFUSION else {}),
     }
 
 
@@ -133,13 +139,15 @@ def open_detector(path: Path) -> Detector:
     settings = dict(card.settings)
     try:
         classes, trunk, head, fusion = (settings.pop(key) for key in ("classes", "trunk", "head", "fusion"))
+        rows, columns = map(int, settings.pop("tokens", TOKENS))  # type: ignore[arg-type]
         detector = new_detector(
             objects_named(str(classes)),
             Trunk(str(trunk)),
             head=HeadKind(str(head)),
             fusion=None if fusion is None else FusionBlock(str(fusion)),
+            tokens=(rows, columns),
         )
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, TypeError):
         settings = dict(card.settings, unknown=True)
     if settings:
         raise InputError(

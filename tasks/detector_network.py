@@ -19,6 +19,8 @@ WIDTH = 48
 """Channels of the pyramid."""
 FUSED_STRIDES = STRIDES[:2]
 """Strides of the encoders' maps that the pyramid is built on, and that a `FeatureFusion` is given."""
+FUSED_CHANNELS = CHANNELS[Trunk.RESIDUAL][1:]
+"""Of the maps that a `FeatureFusion` is given: wider encoders are narrowed to these, since attention costs their square."""
 
 
 class HeadKind(StrEnum):
@@ -54,8 +56,8 @@ class DetectorNetwork(nn.Module):
         classes: how many there are.
         trunk: the encoder.
         head: what it ends in.
-        fusion: makes one pyramid of two cameras' maps, for channels `fused_channels`; None for a single picture. The
-            encoders share no weights.
+        fusion: makes one pyramid of two cameras' maps, for `FUSED_CHANNELS`; None for a single picture. The encoders
+            share no weights.
     """
 
     def __init__(
@@ -68,8 +70,12 @@ class DetectorNetwork(nn.Module):
         super().__init__()
         self.trunk = new_trunk(trunk)
         self.ir_trunk = None if fusion is None else new_trunk(trunk)
+        encoded = CHANNELS[trunk][1:]
+        self.narrow = self.ir_narrow = None
+        if fusion is not None and encoded != FUSED_CHANNELS:
+            self.narrow, self.ir_narrow = _narrowing(encoded), _narrowing(encoded)
         self.fusion = fusion
-        self.pyramid = FeaturePyramid(fused_channels(trunk))
+        self.pyramid = FeaturePyramid(encoded if fusion is None else FUSED_CHANNELS)
         self.head: ObjectHead[Any] = (
             DetectionHead(WIDTH, classes) if head is HeadKind.DENSE else DetrDecoder(WIDTH, classes)
         )
@@ -94,12 +100,16 @@ class DetectorNetwork(nn.Module):
         """What a fusion is given, the infrared maps and the visible ones; ValueError where there is no infrared."""
         if ir is None or self.ir_trunk is None:
             raise ValueError("a network of two pictures was given one")
-        return _encoded(self.ir_trunk, ir), _encoded(self.trunk, vis)
+        return _narrowed(_encoded(self.ir_trunk, ir), self.ir_narrow), _narrowed(_encoded(self.trunk, vis), self.narrow)
 
 
-def fused_channels(trunk: Trunk) -> tuple[int, ...]:
-    """Channels of the maps that a `FeatureFusion` is given, at the strides 8 and 16."""
-    return CHANNELS[trunk][1:]
+def _narrowing(channels: Sequence[int]) -> nn.ModuleList:
+    """A 1×1 convolution per level."""
+    return nn.ModuleList(nn.Conv2d(wide, few, 1) for wide, few in zip(channels, FUSED_CHANNELS, strict=True))
+
+
+def _narrowed(maps: list[Tensor], narrow: nn.ModuleList | None) -> list[Tensor]:
+    return maps if narrow is None else [layer(level) for layer, level in zip(narrow, maps, strict=True)]
 
 
 def _encoded(trunk: nn.ModuleList, picture: Tensor) -> list[Tensor]:

@@ -26,14 +26,14 @@ class FusionBlock(StrEnum):
     """The structural alignment of SLGNet (arXiv 2601.02249), without its transformer; no parameters."""
 
 
-def new_fusion(block: FusionBlock, channels: Sequence[int]) -> FeatureFusion:
-    """An untrained block for maps of these channels, finest first."""
+def new_fusion(block: FusionBlock, channels: Sequence[int], tokens: tuple[int, int] = TOKENS) -> FeatureFusion:
+    """An untrained block for maps of these channels, finest first; ``tokens`` is IRDFusion's (rows, columns)."""
     match block:
         case FusionBlock.CONCAT:
             return Concatenation(channels)
         case FusionBlock.ADD:
             return Addition()
         case FusionBlock.IRDFUSION:
-            return PyramidFusion(channels, [TOKENS] * len(channels))
+            return PyramidFusion(channels, [tokens] * len(channels))
         case FusionBlock.SLGNET:
             return StructuralAlignment()

@@ -30,7 +30,7 @@ from duskfuse.distill.terms import TermName
 from duskfuse.distill.terms.differential import differential_saliency
 from duskfuse.export.onnx_graph import fold_sizes
 from duskfuse.export.tensorrt_lint import Verdict, lint
-from duskfuse.tasks.detector import ARCHITECTURE, Detector, detector_settings, new_detector
+from duskfuse.tasks.detector import ARCHITECTURE, Detector, detector_settings, new_detector, open_detector
 from duskfuse.tasks.detector_network import HeadKind
 from duskfuse.tasks.fusion_blocks import FusionBlock
 from duskfuse.tasks.irdfusion import IrdFusion, PyramidFusion
@@ -58,6 +58,23 @@ def saved(folder: Path, fusion: FusionBlock = FusionBlock.IRDFUSION) -> Path:
     path = folder / f"{fusion}.safetensors"
     save_weights(path, made.network, ModelCard(ARCHITECTURE, settings, "rgb", "0.1.0", "nothing"))
     return path
+
+
+def test_a_wide_encoder_is_narrowed_and_the_tokens_come_back_with_the_file(tmp_path: Path) -> None:
+    made = new_detector(CLASSES, Trunk.SQUEEZENET, fusion=FusionBlock.IRDFUSION, tokens=(4, 5)).eval()
+    fused = made.network.fusion
+    assert isinstance(fused, PyramidFusion)
+    assert [tuple(block.get_parameter("join.weight").shape[:2]) for block in fused.blocks] == [(64, 128), (128, 256)]
+    settings = detector_settings(CLASSES, Trunk.SQUEEZENET, HeadKind.DENSE, FusionBlock.IRDFUSION, (4, 5))
+    path = tmp_path / "detector.safetensors"
+    save_weights(path, made.network, ModelCard(ARCHITECTURE, settings, "rgb", "0.1.0", "nothing"))
+    again = open_detector(path)
+    with torch.inference_mode():
+        assert torch.equal(again(pictures()).boxes, made(pictures()).boxes)
+    wrong = tmp_path / "wrong.safetensors"
+    save_weights(wrong, made.network, ModelCard(ARCHITECTURE, {**settings, "tokens": 3}, "rgb", "0.1.0", "nothing"))
+    with pytest.raises(InputError, match="tokens"):
+        open_detector(wrong)
 
 
 @pytest.mark.parametrize(("size", "grid"), [((16, 20), (8, 10)), ((8, 10), (8, 10))])
