@@ -64,6 +64,7 @@ class _Tag(IntEnum):
     COMPRESSION = 259
     ORIENTATION = 274
     SAMPLES = 277
+    PLANES = 284
 
 
 _TAGS = frozenset(map(int, _Tag))
@@ -207,6 +208,8 @@ def _tiff(data: bytes) -> Size:
     fields = _tiff_fields(data)
     if _Tag.WIDTH not in fields or _Tag.HEIGHT not in fields:
         raise DamagedPictureError("its first directory says no size")
+    if fields.get(_Tag.PLANES, 1) == 2 and fields.get(_Tag.SAMPLES, 1) > 1 and fields.get(_Tag.BITS, 1) > 8:
+        raise DamagedPictureError("its colours of more than 8 bits lie in planes, which OpenCV mixes up")
     height, width = fields[_Tag.HEIGHT], fields[_Tag.WIDTH]
     ratio = _TIFF_RATIOS.get(fields.get(_Tag.COMPRESSION, 1))
     if ratio is not None:

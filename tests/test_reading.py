@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import struct
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tiff_files import tiff
 from typer.testing import CliRunner
 
 from duskfuse.cli import app
@@ -51,20 +50,6 @@ def celsius() -> NDArray[np.float64]:
     return 10 + 27 * (smooth - smooth.min()) / np.ptp(smooth)
 
 
-def tiff(values: NDArray[Any], bits: int, *, order: str = "<", sample_format: int = 1) -> bytes:
-    """An uncompressed TIFF written byte by byte; values of odd widths are packed, most significant bit first."""
-    if bits % 8:
-        text = "".join(format(int(value), f"0{bits}b") for value in values.ravel())
-        pixels = int(text, 2).to_bytes(len(text) // 8, "big")
-    else:
-        pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    fields = {256: values.shape[1], 257: values.shape[0], 258: bits, 259: 1, 262: 1, 273: 8, 277: 1,
-              278: values.shape[0], 279: len(pixels), 339: sample_format}  # fmt: skip
-    entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in sorted(fields.items()))
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(pixels))
-    return head + pixels + struct.pack(order + "H", len(fields)) + entries + bytes(4)
-
-
 def pair_of(folder: Path, ir: str, reading: Reading = AS_STORED, *, size: tuple[int, int] = SIZE) -> PairFiles:
     write_picture(folder / "vis.png", np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8))
     return PairFiles("p", SourcePicture(folder / ir), SourcePicture(folder / "vis.png"), reading=reading)
@@ -81,6 +66,7 @@ def test_every_number_type_gives_the_same_plane(tmp_path: Path, celsius: NDArray
         "big_endian.tif": tiff(kelvin100, 16, order=">"),
         "packed_12.tif": tiff(kelvin100, 12),
         "packed_14.tif": tiff(kelvin100, 14),
+        "packed_14_big_endian.tif": tiff(kelvin100, 14, order=">"),
         "int16.tif": tiff(kelvin100.astype(np.int16), 16, sample_format=2),
         "float32.tif": tiff(kelvin100.astype(np.float32), 32, sample_format=3),
         "float32_big_endian.tif": tiff(kelvin100.astype(np.float32), 32, order=">", sample_format=3),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .errors import DeviceInputError
 from .fuser import EdgeFuser
 from .network import add_model_arguments, network_of
-from .pictures import matched, one_channel, read_picture, visible, write_picture
+from .pictures import matched, read_infrared, read_picture, visible, write_picture
 from .thermal import add_thermal_arguments, thermal_input_of
 
 if TYPE_CHECKING:
@@ -79,4 +79,4 @@ def _fuser_of(args: argparse.Namespace) -> EdgeFuser:
 
 
 def _fuse_pair(fuser: EdgeFuser, ir: Path, vis: Path, out: Path) -> None:
-    write_picture(out, fuser.fuse(one_channel(read_picture(ir)), visible(read_picture(vis))))
+    write_picture(out, fuser.fuse(read_infrared(ir), visible(read_picture(vis))))

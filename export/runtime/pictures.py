@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
 
 from .errors import DeviceInputError
+from .tiff import TiffValues, values_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,28 +21,80 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 _JPEG_QUALITY = 95
 
 
-def read_picture(path: Path) -> NDArray[Any]:
-    """Read a picture as stored: ``[H, W]`` or ``[H, W, 3]`` RGB; uint8, uint16 or float32. Alpha is dropped.
+class StoredPicture(NamedTuple):
+    """A picture as OpenCV decodes it."""
 
-    Raises DeviceInputError where the file is missing or no picture, or holds NaN or infinite values.
+    pixels: NDArray[Any]
+    """``[H, W]``, or ``[H, W, 3]`` BGR; uint8, uint16 or float32."""
+    shift: int
+    """Bits by which packed values of 10, 12 or 14 bits were moved up."""
+
+    @property
+    def counts(self) -> NDArray[Any]:
+        """The pixels in the units of the file."""
+        return self.pixels >> self.shift if self.shift else self.pixels
+
+
+def read_stored(path: Path) -> StoredPicture:
+    """Read a picture; alpha is dropped, EXIF rotation is not applied, other number types become float32.
+
+    Raises DeviceInputError where the file is missing, no picture, or of a kind that this OpenCV does not read.
     """
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-        picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        data = path.read_bytes()
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     except OSError as error:
         raise DeviceInputError(f"{path}: {error.strerror}", remedy="check the path") from error
     except cv2.error:
         picture = None
-    if picture is None:
-        raise DeviceInputError(
-            f"{path} is not a complete picture", "PNG, JPEG, WebP, TIFF and BMP are read", "copy the file again"
-        )
+    values = values_of(data)
+    if picture is None or (values is not None and values.in_planes and values.bits > 8):
+        raise _undecodable(path, values)
+    if values is not None:
+        picture = values.as_declared(picture)
     if picture.ndim == 3:
-        picture = np.ascontiguousarray(picture[..., 2::-1] if picture.shape[2] >= 3 else picture[..., 0])
+        picture = np.ascontiguousarray(picture[..., :3] if picture.shape[2] >= 3 else picture[..., 0])
     if picture.dtype not in (np.uint8, np.uint16):
         picture = picture.astype(np.float32)
-        if not np.isfinite(picture).all():
-            raise DeviceInputError(f"{path} holds NaN or infinite values", "pictures must hold finite numbers")
+    return StoredPicture(picture, 0 if values is None else values.shift)
+
+
+def _undecodable(path: Path, values: Optional[TiffValues]) -> DeviceInputError:
+    if values is None:
+        return DeviceInputError(
+            f"{path} cannot be read as a picture",
+            "complete PNG, JPEG, WebP, TIFF and BMP files are read",
+            "copy the file again or remove it",
+        )
+    kind = f"{values.bits}-bit values" + (" in planes, one per colour" if values.in_planes else "")
+    return DeviceInputError(
+        f"{path} cannot be decoded: a TIFF of {kind}, by OpenCV {cv2.__version__}",
+        "OpenCV reads 8, 16, 32 and 64 bits, from 4.6 on also packed 10, 12 and 14, and colours pixel by pixel",
+        "copy the file again if it is cut off; else save it as PNG or plain TIFF of 16 bits, or install a newer OpenCV",
+    )
+
+
+def read_picture(path: Path) -> NDArray[Any]:
+    """Read a picture as stored: ``[H, W]`` or ``[H, W, 3]`` RGB; uint8, uint16 or float32. Alpha is dropped.
+
+    Raises DeviceInputError as :func:`read_stored`, and where the file holds NaN or infinite values.
+    """
+    picture = _finite(path, read_stored(path).pixels)
+    return picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1])
+
+
+def read_infrared(path: Path) -> NDArray[Any]:
+    """Read an infrared picture as one channel ``[H, W]`` of the values that the file stores, packed ones included.
+
+    Raises DeviceInputError as :func:`read_picture`.
+    """
+    counts = _finite(path, read_stored(path).counts)
+    return one_channel(counts if counts.ndim == 2 else counts[..., ::-1])
+
+
+def _finite(path: Path, picture: NDArray[Any]) -> NDArray[Any]:
+    if picture.dtype == np.float32 and not np.isfinite(picture).all():
+        raise DeviceInputError(f"{path} holds NaN or infinite values", "pictures must hold finite numbers")
     return picture
 
 
@@ -52,7 +105,7 @@ def one_channel(picture: NDArray[Any]) -> NDArray[Any]:
     first = picture[..., 0]
     if np.array_equal(first, picture[..., 1]) and np.array_equal(first, picture[..., 2]):
         return np.ascontiguousarray(first)
-    grey: NDArray[Any] = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    grey: NDArray[Any] = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
     return grey
 
 

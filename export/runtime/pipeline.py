@@ -25,6 +25,7 @@ from .live_statistics import LiveStatistics, percentiles_ms
 from .liveness import liveness, mixed
 from .overlay import label, notice, side_by_side
 from .pairing import IR, MAX_SKEW, SIDES, STALL, VIS, Pair, Pairing
+from .pictures import visible
 from .sources import Frame, Source
 from .thermal import ThermalInput
 
@@ -273,7 +274,7 @@ class Pipeline:
             work.vis = as_colour(vis.picture)
             self._size = (work.vis.shape[0], work.vis.shape[1])
         if ir is not None:
-            stored = one_channel(ir.picture)
+            stored = one_channel(ir.picture >> ir.shift if ir.shift else ir.picture)
             work.ir = np.array(self._plane(stored))  # a copy: the next may overwrite it
             if vis is not None and self._settings.fallback:
                 self._judge(work, stored)
@@ -346,6 +347,8 @@ def as_colour(picture: NDArray[Any]) -> NDArray[np.uint8]:
     """A visible frame as BGR uint8; grey ones get three equal channels, deep ones lose their low bits."""
     if picture.dtype == np.uint16:
         picture = (picture >> 8).astype(np.uint8)
+    elif picture.dtype == np.float32:
+        picture = np.rint(visible(picture) * np.float32(255)).astype(np.uint8)
     if picture.ndim == 2:
         picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
     return np.ascontiguousarray(picture[..., :3], np.uint8)

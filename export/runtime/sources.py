@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from .errors import DeviceError, DeviceInputError
+from .pictures import read_stored
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +50,9 @@ class Frame(NamedTuple):
     stamp: float
     """Seconds."""
     picture: NDArray[Any]
-    """``[H, W, 3]`` BGR uint8, or one channel ``[H, W]`` uint8 or uint16."""
+    """``[H, W, 3]`` BGR or one channel ``[H, W]``; uint8 or, of pictures, also uint16 and float32."""
+    shift: int = 0
+    """Bits by which it is above the values that its file stores, see :class:`StoredPicture`."""
 
 
 class Source(Protocol):
@@ -193,10 +196,7 @@ class PictureSequence:
             return None
         path, stamp = self._files[self._next], self._stamps[self._next]
         self._next += 1
-        picture = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)
-        if picture is None:
-            raise DeviceInputError(f"{path} cannot be read as a picture", remedy="copy it again or remove it")
-        return Frame(stamp, picture)
+        return Frame(stamp, *read_stored(path))
 
     def close(self) -> None:
         """See :class:`Source`."""
