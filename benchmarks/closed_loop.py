@@ -1,12 +1,16 @@
-"""Steering `edge` for segmentation and detection of built-in scenes, with ablations and a network not seen in training.
+"""A student steered for detection, segmentation and saliency: what each task gains, and what becomes of the picture.
 
-    python benchmarks/closed_loop.py --work FOLDER --out benchmarks/results/closed_loop.json
+    python benchmarks/closed_loop.py --work FOLDER --out FILE [DATA] [--trunk-weights FILE] [--table]
 
-Two judges are trained on the student's own pictures of 48 scenes of 192×160 pixels, and another segmenter from another
-seed, which no steering ever sees. Four steerings are trained on the same batches: all of it, without the punishment
-(α = 0), with the mean of the gradients in place of CAGrad, and with what CLDyN's code calls CAGrad. Sixteen other
-scenes say how each judge's loss changes against the student's own pictures, live and in the fixed form, and what
-becomes of fusion metrics. Processor seconds are of one thread.
+DATA holds pairs in splits ``train`` and ``val`` with boxes and MFNet's label maps; saliency maps are made of the labels
+of cars, people and bicycles, and all pictures are halved. Without DATA, built-in scenes with exact truth take their
+place.
+
+Judges are trained on the student's own pictures; one more detector, of another seed, is never seen by a steering. The
+steerings are trained on the same batches: all of it, without the punishment (α = 0), with the mean of the gradients in
+place of CAGrad, and with what CLDyN's code calls CAGrad. On the pairs held out, every judge scores the student's own
+pictures and those of every steering: fixed (what the task needs on average, as it is exported) and live (what the judge
+sees in each picture; the detector not seen in training asks with its own features).
 """
 
 from __future__ import annotations
@@ -15,135 +19,258 @@ import argparse
 import json
 import os
 import platform
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
+from halved_pairs import halve_pairs
 
+from duskfuse.data.images import to_u8, write_picture
 from duskfuse.data.layout import find_pairs
-from duskfuse.data.progress import say
+from duskfuse.data.progress import track
+from duskfuse.data.scenes.kinds import BOX_CLASS_OF
 from duskfuse.data.scenes.write import write_scenes
-from duskfuse.distill.closed_loop.loop import ClosedLoop
+from duskfuse.distill.closed_loop.loop import ClosedLoop, shown
 from duskfuse.distill.closed_loop.loop_task import LoopTask, deepest_layer
-from duskfuse.distill.closed_loop.measure import measured
+from duskfuse.distill.closed_loop.measure import whole_batch
 from duskfuse.distill.closed_loop.steer import WEIGHTS_FILE, steer
-from duskfuse.distill.critics import truth_of
+from duskfuse.distill.ground_truth import WantedTruth
 from duskfuse.distill.train_task import train_task
 from duskfuse.evaluate.evaluate import evaluate
+from duskfuse.evaluate.network_scores import network_scores
 from duskfuse.export.fuse import fuse
+from duskfuse.students.steering.steered import weights_digest
 from duskfuse.students.steering.steering_file import load_steering
 from duskfuse.students.zoo import load_student
 from duskfuse.tasks.open_task_network import open_task_network
 from duskfuse.tasks.task_network import Task
 
-STUDENT = "edge"
-SIZE = (160, 192)
-HELD_OUT_SEED = 10_000
 VARIANTS: dict[str, tuple[str, ...]] = {
     "all": (),
     "without punishment": ("punishment=0",),
     "mean of gradients": ("combination=mean",),
     "published rule": ("combination=published",),
 }
-METRICS = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
-CLASSES = {Task.SEGMENTATION: "scenes-11", Task.DETECTION: "scenes-4"}
-SMALL = ("data.batch=4", "data.workers=0")
-
-
-def judges(work: Path, batches: int) -> dict[str, Path]:
-    """Task networks trained on the student's own pictures of the scenes; the other one sees them from another seed."""
-    scenes = work / "train"
-    fused = work / "fused"
-    fuse(scenes / "ir", scenes / "vis", fused, model=STUDENT)
-    found = {}
-    wanted = (("segmentation", Task.SEGMENTATION, 2), ("detection", Task.DETECTION, 2), ("other", Task.SEGMENTATION, 9))
-    for name, task, seed in wanted:
-        changes = (*SMALL, f"batches={batches}", f"seed={seed}", "data.crop=[128, 160]", "save_every=10000")
-        report = train_task(
-            scenes, task=task, out=work / name, classes=CLASSES[task], shown=f"fused={fused}", changes=changes
-        )
-        found[name] = Path(report.weights)
-    return found
-
-
-def judged(steering: Path, networks: dict[str, Path], held_out: Path) -> dict[str, dict[str, float]]:
-    """Mean losses of every judge on scenes not trained on; the other segmenter asks for its own features."""
-    student, _ = load_student(STUDENT)
-    network = load_steering(steering, student)
-    found: dict[str, dict[str, float]] = {}
-    for name, path in networks.items():
-        judge = open_task_network(path).freeze()
-        loop = ClosedLoop(network, [LoopTask(judge, deepest_layer(judge))])
-        (losses,) = measured(loop, find_pairs(held_out), truth_of({judge.task: judge})).values()
-        found[name] = {kind: round(value, 5) for kind, value in losses.items()}
-    return found
+UNSEEN = "detection, not seen"
+JUDGES = {**{task.value: (task, 2) for task in Task}, UNSEEN: (Task.DETECTION, 9)}
+"""Task and seed."""
+UPDATES = {Task.DETECTION: 1500, Task.SEGMENTATION: 600, Task.SALIENCY: 600}
+WEIGHTS = {Task.DETECTION: "detector", Task.SEGMENTATION: "segmenter", Task.SALIENCY: "saliency"}
+MEASURES = {Task.DETECTION: ("AP50", "AP50:95"), Task.SEGMENTATION: ("mIoU",), Task.SALIENCY: ("mean F", "S")}
+METRICS = ("EN", "SD", "SF", "AG", "MI", "SCD", "CC", "VIF", "VIFF", "Qabf", "SSIM")
+SCENE_SIZE = (240, 320)
+OWN = "own"
+SMALL = ("data.workers=0", "save_every=10000")
 
 
 def main() -> None:
-    """Train, judge and write the results."""
+    """Train, judge and write the results, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for scenes and runs, new or of an earlier run")
+    parser.add_argument("data", type=Path, nargs="?", help="pairs; default: built-in scenes")
+    parser.add_argument("--work", type=Path, help="folder for pairs and runs, new or of an earlier run")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=48)
-    parser.add_argument("--held-out", type=int, default=16)
-    parser.add_argument("--judge-batches", type=int, default=150)
-    parser.add_argument("--batches", type=int, default=60)
+    parser.add_argument("--student", default="edge")
+    parser.add_argument("--trunk-weights", type=Path)
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--judge-share", type=float, default=1.0, help="of the judges' updates")
+    parser.add_argument("--batches", type=int, default=400)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    train, held_out = options.work / "train", options.work / "held_out"
-    if not train.is_dir():
-        write_scenes(train, count=options.scenes, size=SIZE, seed=0)
-        write_scenes(held_out, count=options.held_out, size=SIZE, seed=HELD_OUT_SEED)
-    started = time.process_time()
-    networks = judges(options.work, options.judge_batches)
-    results: dict[str, Any] = {
-        "settings": {"student": STUDENT, "scenes": options.scenes, "held_out": options.held_out, "size": SIZE}
-        | {"judge_batches": options.judge_batches, "batches": options.batches},
-        "machine": {"cpu": platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__},
-        "judges_seconds": round(time.process_time() - started, 1),
-        "variants": {},
+    if not options.table:
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        options.out.write_text(json.dumps(measured(options), indent=2) + "\n", encoding="utf-8")
+    print(table(json.loads(options.out.read_text(encoding="utf-8"))))
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything; what an earlier run in the folder trained is kept."""
+    work: Path = options.work
+    student = options.student
+    pairs = prepared(options)
+    own = work / "pictures" / OWN
+    for split in ("train", "val"):
+        fuse(pairs / split / "ir", pairs / split / "vis", own, model=student)
+    judges = {name: judge(name, pairs, own, options) for name in JUDGES}
+    digest = weights_digest(load_student(student)[0])
+    steerings = {name: steered(name, pairs, judges, options) for name in options.variants}
+    rows = {OWN: own}
+    for name, steering in steerings.items():
+        rows |= pictures(name, steering, pairs / "val", judges, options)
+    return {
+        "settings": {"data": str(options.data and options.data.name), "student": student, "updates": options.batches}
+        | {"pairs": len(find_pairs(pairs, split="train")), "held out": len(find_pairs(pairs, split="val"))}
+        | {"judges": {name: UPDATES[task] * options.judge_share for name, (task, _) in JUDGES.items()}},
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "student unchanged": digest == weights_digest(load_student(student)[0]),
+        "steering": {name: training(steering.parent) for name, steering in steerings.items()},
+        "tasks": {name: judged(name, pairs, path, rows, options) for name, path in judges.items()},
+        "metrics": metrics(pairs, rows, work),
     }
-    fused: dict[str, Path] = {}
-    for number, variant in enumerate(options.variants):
-        say(f"{variant}")
-        started = time.process_time()
-        out = options.work / f"steer-{number}"
-        changes = (*SMALL, f"batches={options.batches}", "data.crop=[128, 160]", "save_every=10000", *VARIANTS[variant])
-        steer(
-            train,
-            student=STUDENT,
-            critics=[networks["segmentation"], networks["detection"]],
+
+
+def prepared(options: argparse.Namespace) -> Path:
+    """Pairs with all ground truth in the splits train and val, at half size or drawn; made once."""
+    work: Path = options.work
+    pairs, making = work / "pairs", work / "pairs.part"
+    if pairs.is_dir():
+        return pairs
+    if options.data is None:
+        drawn = {"train": (options.scenes, 0), "val": (options.scenes // 4, 10_000)}
+        for split, (count, seed) in drawn.items():
+            whole = work / "drawn" / split
+            size = (2 * SCENE_SIZE[0], 2 * SCENE_SIZE[1])
+            write_scenes(whole, count=count, size=size, seed=seed)
+        halve_pairs(work / "drawn", making, salient=[int(kind) for kind in BOX_CLASS_OF])
+    else:
+        halve_pairs(options.data, making)
+    making.rename(pairs)
+    return pairs
+
+
+def judge(name: str, pairs: Path, own: Path, options: argparse.Namespace) -> Path:
+    """A task network trained on the student's own pictures."""
+    task, seed = JUDGES[name]
+    work: Path = options.work
+    out = work / "judges" / name.replace(", ", "-").replace(" ", "-")
+    network = out / f"{WEIGHTS[task]}.safetensors"
+    if not network.exists():
+        crop = "[224, 288]" if task is Task.DETECTION else "[160, 192]"
+        train_task(
+            pairs,
+            task=task,
             out=out,
-            changes=changes,
+            classes=classes_of(task, options),
+            shown=f"fused={own}",
+            trunk_weights=options.trunk_weights,
+            changes=(
+                *SMALL,
+                f"seed={seed}",
+                f"batches={round(UPDATES[task] * options.judge_share)}",
+                f"data.crop={crop}",
+                "optimiser.lr=1e-3",
+            ),
+            overwrite=True,
         )
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        rows = [row for line in lines for row in line["tasks"].values()]
-        results["variants"][variant] = {
-            "losses": judged(out / WEIGHTS_FILE, networks, held_out),
-            "updates that made a task worse": sum(row["punishment"] > 0 for row in rows) / len(rows),
-            "seconds": round(time.process_time() - started, 1),
-        }
-        if variant == "all":
-            for task in ("segmentation", "detection"):
-                fused[f"for {task}"] = options.work / f"for-{task}"
-                fuse(
-                    held_out / "ir",
-                    held_out / "vis",
-                    fused[f"for {task}"],
-                    model=STUDENT,
-                    steering=out / WEIGHTS_FILE,
-                    task=task,
-                )
-        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    if fused:
-        scores = evaluate(
-            held_out, model=[STUDENT], fused=fused, metrics=METRICS, out=options.work / "scores", overwrite=True
+    return network
+
+
+def classes_of(task: Task, options: argparse.Namespace) -> str | None:
+    """What ids mean; saliency has none."""
+    if options.data is None:
+        return {Task.DETECTION: "scenes-4", Task.SEGMENTATION: "scenes-11"}.get(task)
+    return {Task.DETECTION: "MSRS-3", Task.SEGMENTATION: "MFNet-9"}.get(task)
+
+
+def steered(name: str, pairs: Path, judges: Mapping[str, Path], options: argparse.Namespace) -> Path:
+    """One steering for the three tasks."""
+    work: Path = options.work
+    out = work / "steerings" / name.replace(" ", "-")
+    if not (out / WEIGHTS_FILE).exists():
+        steer(
+            pairs,
+            student=options.student,
+            critics=[judges[task.value] for task in Task],
+            out=out,
+            changes=(*SMALL, f"batches={options.batches}", "data.crop=[160, 192]", *VARIANTS[name]),
+            overwrite=True,
         )
-        means = {row.name: {m: round(row.summary(m).mean, 4) for m in METRICS} for row in scores.rows}
-        results["metrics"] = {name: means[name] for name in (STUDENT, *fused)}
-        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return out / WEIGHTS_FILE
+
+
+def training(run: Path) -> dict[str, float]:
+    """What a steering's training took, and the share of updates in which a task's picture became worse by steering."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    worse = [row["punishment"] > 0 for line in lines for row in json.loads(line)["tasks"].values()]
+    seconds = json.loads((run / "scores.json").read_text(encoding="utf-8"))["seconds"]
+    return {"seconds": seconds, "harmful": round(sum(worse) / len(worse), 4)}
+
+
+def pictures(
+    name: str, steering: Path, held_out: Path, judges: Mapping[str, Path], options: argparse.Namespace
+) -> dict[str, Path]:
+    """Folders of held-out pictures: fixed for every task, and live for every judge."""
+    place = options.work / "pictures" / name.replace(" ", "-")
+    found = {}
+    for task in Task:
+        found[f"{name}, fixed for {task}"] = place / f"fixed-{task}"
+        fuse(
+            held_out / "ir",
+            held_out / "vis",
+            place / f"fixed-{task}",
+            model=options.student,
+            steering=steering,
+            task=task.value,
+        )
+    student, _ = load_student(options.student)
+    network = load_steering(steering, student).eval()
+    for number, (asking, path) in enumerate(judges.items()):
+        found[f"{name}, live for {asking}"] = place / f"live-{number}"
+        critic = open_task_network(path).freeze()
+        live_pictures(
+            ClosedLoop(network, [LoopTask(critic, deepest_layer(critic))]), held_out, place / f"live-{number}"
+        )
+    return found
+
+
+@torch.no_grad()
+def live_pictures(loop: ClosedLoop, held_out: Path, out: Path) -> None:
+    """What the loop shows when its task network looks at every picture first."""
+    (task,) = loop.tasks
+    for files in track(find_pairs(held_out), f"live for {task.name}"):
+        written = out / f"{files.vis.path.stem}.png"
+        if not written.exists():
+            batch = whole_batch(loop, files, WantedTruth())
+            seen = task.see(loop.first_pictures(batch), batch)
+            output, _ = loop.network.steer(batch.vis_y, batch.ir, seen.features)
+            write_picture(written, to_u8(shown(output, batch)[0].permute(1, 2, 0).numpy()))
+
+
+def judged(
+    name: str, pairs: Path, network: Path, rows: Mapping[str, Path], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """A judge's scores of the student's own pictures, of those for its task and, as controls, of the plain rows."""
+    task, _ = JUDGES[name]
+    ends = (OWN, f", fixed for {task}", f", live for {name}")
+    asked = {row: path for row, path in rows.items() if row.endswith(ends)}
+    found = network_scores(
+        pairs,
+        task=task,
+        network=network,
+        fused=asked,
+        classes=classes_of(task, options),
+        split="val",
+        out=options.work / "scores" / name.replace(", ", "-").replace(" ", "-"),
+        overwrite=True,
+    )
+    return {row.name: {m: round(row.totals[m], 4) for m in MEASURES[task]} for row in found.rows}
+
+
+def metrics(pairs: Path, rows: Mapping[str, Path], work: Path) -> dict[str, dict[str, float]]:
+    """Fusion metrics of the first steering's pictures beside the student's own."""
+    chosen = {row: path for row, path in rows.items() if row == OWN or row.startswith("all, ")}
+    found = evaluate(pairs, fused=chosen, metrics=METRICS, split="val", out=work / "metrics", overwrite=True, workers=1)
+    return {row.name: {m: round(row.summary(m).mean, 4) for m in METRICS} for row in found.rows if row.name in chosen}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: scores of every judge, and fusion metrics as percentages of the student's own."""
+    lines = []
+    for name, rows in results["tasks"].items():
+        heads = [*rows[OWN]]
+        lines += [f"| {name}: pictures | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+        for row, found in rows.items():
+            lines.append(f"| {row} | {' | '.join(f'{100 * value:.1f}' for value in found.values())} |")
+        lines.append("")
+    own = results["metrics"][OWN]
+    lines += [f"| pictures | {' | '.join(own)} |", "|---" * (len(own) + 1) + "|"]
+    for row, found in results["metrics"].items():
+        cells = [f"{v:.3f}" if row == OWN else f"{100 * (v / own[m] - 1):+.1f} %" for m, v in found.items()]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
+from halved_pairs import halve, halve_pairs
 
-from duskfuse.data.images import write_picture
 from duskfuse.data.layout import find_pairs
 from duskfuse.distill.train_task import train_task
 from duskfuse.export.fuse import fuse
@@ -82,23 +81,9 @@ def prepared(data: Path, work: Path) -> Path:
             fuse(split / "ir", split / "vis", work / "fused" / student, model=student)
         for picture in sorted((work / "fused" / student).glob("*.png")):
             halve(picture, making / "fused" / student / picture.name)
-    for pair in pairs:
-        folder = making / "pairs" / (pair.split or "train")
-        for side in ("ir", "vis"):
-            halve(getattr(pair, side).path, folder / side / f"{pair.vis.path.stem}.png")
-        if pair.boxes is not None:
-            (folder / "boxes").mkdir(exist_ok=True)
-            shutil.copyfile(pair.boxes, folder / "boxes" / f"{pair.vis.path.stem}.txt")
+    halve_pairs(data, making / "pairs")
     making.rename(halved)
     return halved
-
-
-def halve(picture: Path, out: Path) -> None:
-    """Write a picture at half its size; each pixel is the mean of four."""
-    stored = cv2.imread(str(picture), cv2.IMREAD_COLOR_RGB)
-    half = cv2.resize(stored, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(out, np.asarray(half, np.uint8))
 
 
 def trained(row: str, seed: int, halved: Path, options: argparse.Namespace) -> dict[str, Any]:
