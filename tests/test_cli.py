@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from duskfuse.cli import app
+from duskfuse.cli.verb import show
 from duskfuse.data.images import read_picture, write_picture
 from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.students.unet import UNetStudent
@@ -235,3 +236,11 @@ def test_a_real_process_returns_the_exit_codes(pairs: Path, tmp_path: Path, stud
     assert result.stdout == ""
     assert result.stderr.startswith("duskfuse: ")
     assert "Traceback" not in result.stderr
+
+
+def test_people_are_shown_the_first_of_a_long_list_and_ranges_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"made_of": [f"p{n}" for n in range(13)], "thermal_range": (0.0, 2.5), "size": (480, 640), "kept": []}, False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "made of: "
+    assert lines[10:12] == ["  p9", "  … and 3 more"]
+    assert lines[12:] == ["thermal range: 0 to 2.5", "size: (480, 640)", "kept: none"]

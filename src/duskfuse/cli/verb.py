@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+_LISTED = 10
 
 _debug = False
 
@@ -101,12 +102,22 @@ def show(result: Any, as_json: bool, tables: Any = ()) -> None:
             console.print(table)
         return
     for key, value in result.items():
-        console.print(f"[bold]{key}[/bold]: {_plain(value)}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{key.replace('_', ' ')}[/bold]: {_plain(value)}", highlight=False, soft_wrap=True)
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return "\n  " + "\n  ".join(map(_plain, value)) if value else "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """For people: long lists end in how many more there are, which ``--json`` has all."""
+    match value:
+        case None:
+            return "none"
+        case dict():
+            return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+        case (float(), float()) if isinstance(value, tuple):
+            return " to ".join(map(_plain, value))
+        case list():
+            shown = [_plain(item) for item in value[:_LISTED]]
+            more = [f"… and {len(value) - _LISTED} more"] if len(value) > _LISTED else []
+            return "\n  " + "\n  ".join([*shown, *more]) if value else "none"
+        case float():
+            return f"{value:.4g}"
+    return str(value)
