@@ -59,7 +59,7 @@ Every file was compared with the model it came from before it was put here (`ver
 Python 3.8 or newer, NumPy and OpenCV, as JetPack brings them, and one of
 
 - TensorRT 8.5 or newer, part of JetPack 5.1 and later: the network runs on the GPU;
-- ONNX Runtime, `python3 -m pip install onnxruntime`: it runs on the processor.
+- ONNX Runtime 1.12 or newer, `python3 -m pip install onnxruntime`: it runs on the processor.
 
 | JetPack | TensorRT | Python | modules |
 |---|---|---|---|

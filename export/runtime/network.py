@@ -211,7 +211,7 @@ def _session(source: Union[str, Path, bytes], name: str, threads: Optional[int])
     except Exception as error:  # ONNX Runtime has no common base class for its loading errors
         raise DeviceInputError(
             f"{name} cannot be opened as an ONNX network ({(str(error).splitlines() or [type(error).__name__])[0]})",
-            "an .onnx file must be complete and undamaged",
+            f"a file must be whole, and ONNX Runtime 1.12 or newer (this is {onnxruntime.__version__})",
             "copy it again, or write it anew with `duskfuse export`",
         ) from error
 

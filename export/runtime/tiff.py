@@ -1,9 +1,9 @@
 """What a TIFF file says about its values, which OpenCV does not always heed.
 
-OpenCV up to 4.5 names signed, half precision and 32- or 64-bit whole numbers as another type of the same width, and does
-not decode packed values. From 4.6 on it spreads packed values of 10, 12 and 14 bits over 16. All releases up to 5.0 lose
-colours of more than 8 bits that lie in planes. Found by decoding files of every number type with OpenCV 4.2, 4.5.4,
-4.5.5, 4.6, 4.8, 4.10 and 5.0.
+OpenCV up to 4.5 names signed, half precision and 32- or 64-bit whole numbers as another type of the same width, and
+does not decode packed values. From 4.6 on it spreads packed values of 10, 12 and 14 bits over 16. All releases up to
+5.0 lose colours of more than 8 bits that lie in planes. Found by decoding files of every number type with OpenCV 4.2,
+4.5.4, 4.5.5, 4.6, 4.8, 4.10 and 5.0.
 """
 
 from __future__ import annotations
