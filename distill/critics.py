@@ -18,7 +18,7 @@ from duskfuse.distill.ground_truth import WantedTruth
 from duskfuse.distill.recipe import Recipe
 from duskfuse.distill.terms import TermName
 from duskfuse.tasks.detector import Detector
-from duskfuse.tasks.open_task_network import open_task_network, task_of
+from duskfuse.tasks.open_task_network import AnyDetector, open_task_network, task_of
 from duskfuse.tasks.segmenter import Segmenter
 from duskfuse.tasks.task_network import Task, TaskNetwork
 
@@ -37,17 +37,35 @@ _TRUTH = {Task.SEGMENTATION: "label", Task.DETECTION: "boxes", Task.SALIENCY: "s
 """What a pair must have."""
 
 
-def naming_critics(recipe: Recipe, networks: Sequence[Path]) -> Recipe:
+def naming_critics(recipe: Recipe, networks: Sequence[Path], backbone: Path | None = None) -> Recipe:
     """The recipe with other critics, where some are given: which term each is for stands in its card.
 
+    Args:
+        recipe: what names others, or none.
+        networks: files of task networks.
+        backbone: what an SLGNet detector among them was trained around.
+
     Raises:
-        InputError: one is no task network, or two are of one task.
+        InputError: one is no task network, two are of one task, or a backbone is of none.
     """
     given = by_task(networks)
-    keys = {_KEYS[task]: path for task, path in given.items()}
+    changes: dict[str, dict[str, Path]] = {_KEYS[task]: {"network": path} for task, path in given.items()}
+    if backbone is not None:
+        check_backbone(backbone, given.get(Task.DETECTION, recipe.detector.network))
+        changes.setdefault(_KEYS[Task.DETECTION], {})["backbone"] = backbone
     return recipe.model_copy(
-        update={key: getattr(recipe, key).model_copy(update={"network": path}) for key, path in keys.items()}
+        update={key: getattr(recipe, key).model_copy(update=change) for key, change in changes.items()}
     )
+
+
+def check_backbone(backbone: Path, detector: Path | None) -> None:
+    """Raise InputError where a backbone is given without a detector."""
+    if detector is None:
+        raise InputError(
+            f"--backbone {backbone} without a detector",
+            rule="an SLGNet detector is opened around it",
+            remedy="give the detector with --critic, or leave it away",
+        )
 
 
 def by_task(networks: Sequence[Path]) -> dict[Task, Path]:
@@ -90,7 +108,7 @@ def truth_of(networks: Mapping[Task, Critic]) -> WantedTruth:
     segmenter, detector = networks.get(Task.SEGMENTATION), networks.get(Task.DETECTION)
     return WantedTruth(
         labels=segmenter.classes if isinstance(segmenter, Segmenter) else None,
-        objects=detector.classes if isinstance(detector, Detector) else None,
+        objects=detector.classes if isinstance(detector, AnyDetector) else None,
         saliency=Task.SALIENCY in networks,
     )
 
@@ -110,7 +128,11 @@ def _with_critic(recipe: Recipe, task: Task, pairs: Sequence[PairFiles]) -> tupl
             say(f"term {term} is left out: no --critic for it is given; `duskfuse train-task {task}` trains one")
             recipe = recipe.without(term)
         return recipe, None
-    critic = open_task_network(network, recipe.segmenter.classes if task is Task.SEGMENTATION else None)
+    critic = open_task_network(
+        network,
+        recipe.segmenter.classes if task is Task.SEGMENTATION else None,
+        recipe.detector.backbone if task is Task.DETECTION else None,
+    )
     if critic.task is not task:
         raise InputError(f"{network}: a network of {critic.task}", rule=f"the recipe wants one of {task}")
     if _DIFFERENTIAL in asked:
@@ -156,7 +178,7 @@ def checked_classes(critic: Critic, pairs: Sequence[PairFiles]) -> str:
     if isinstance(critic, Segmenter):
         check_labels(pairs, critic.classes)
         return f", classes {critic.classes.name}"
-    if isinstance(critic, Detector):
+    if isinstance(critic, AnyDetector):
         check_objects(pairs, critic.classes)
         return f", classes {critic.classes.name}"
     return ""

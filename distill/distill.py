@@ -94,6 +94,7 @@ def distill(
     encoder: EncoderName | None = None,
     encoder_weights: Path | None = None,
     critics: Sequence[Path] = (),
+    backbone: Path | None = None,
     split: str | None = None,
     reading: Reading | Path | None = None,
 ) -> DistillReport:
@@ -101,12 +102,13 @@ def distill(
 
     ``changes`` are ``key.path=value`` strings; ``init`` are weight files of the networks to start from, or names of
     packaged students; ``masks`` and ``teacher`` name which cached priors to use where there are several; ``critics``
-    are the networks of the terms segmentation, detection and saliency; ``reading`` is how the infrared pictures are
-    read, or a file that says it, by default the dataset's ``duskfuse.yaml``. Processes that torchrun starts share every
+    are the networks of the terms segmentation, detection and saliency, and ``backbone`` is the transformer of an SLGNet
+    detector among them; ``reading`` is how the infrared pictures are read, or a file that says it, by default the
+    dataset's ``duskfuse.yaml``. Processes that torchrun starts share every
     batch. Raises ``InputError`` for input that cannot be used and ``TrainingError`` when a term stops being finite or
     memory does not suffice.
     """
-    resolved = naming_critics(with_encoder(load_recipe(recipe, changes), encoder, encoder_weights), critics)
+    resolved = naming_critics(with_encoder(load_recipe(recipe, changes), encoder, encoder_weights), critics, backbone)
     init = initial_weights(init)
     with joined_processes() as processes:
         processes.check(resolved.data)

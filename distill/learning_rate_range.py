@@ -84,6 +84,7 @@ def find_lr(
     encoder: EncoderName | None = None,
     encoder_weights: Path | None = None,
     critics: Sequence[Path] = (),
+    backbone: Path | None = None,
     split: str | None = None,
     reading: Reading | Path | None = None,
 ) -> RateReport:
@@ -91,7 +92,8 @@ def find_lr(
 
     The other arguments are those of ``distill``. Raises ``InputError`` where no step moves the owner.
     """
-    resolved = naming_critics(with_encoder(load_recipe(recipe, changes), encoder, encoder_weights), critics)
+    resolved = with_encoder(load_recipe(recipe, changes), encoder, encoder_weights)
+    resolved = naming_critics(resolved, critics, backbone)
     init = initial_weights(init)
     step = _first_step(resolved, owner)
     files = [out / f"learning_rate_{owner.value}.{suffix}" for suffix in ("json", "png")]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,19 @@ def build_optimiser(config: OptimiserConfig, network: nn.Module) -> torch.optim.
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    return optimiser_of(config, groups)
+
+
+def optimiser_of(config: OptimiserConfig, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+    """The optimiser of groups, each with its ``weight_decay`` and maybe a ``share`` of the rate, see `set_rate`."""
     kind = torch.optim.AdamW if config.kind is OptimiserKind.ADAMW else torch.optim.Adam
-    return kind([group for group in groups if group["params"]], lr=config.lr)
+    return kind([dict(group) for group in groups if group["params"]], lr=config.lr)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Let every group learn at ``rate``, or at its share of it."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get("share", 1.0)
 
 
 def build_average(network: nn.Module, decay: float) -> AveragedModel:

@@ -292,6 +292,13 @@ class CriticConfig(Plain):
     """Weights of ``train-task``."""
 
 
+class DetectorConfig(CriticConfig):
+    """The frozen critic of the detection term."""
+
+    backbone: Path | None = None
+    """The frozen transformer that an SLGNet detector was trained around; other detectors have none."""
+
+
 class ContrastiveConfig(Plain):
     """The form of the contrastive term."""
 
@@ -339,7 +346,7 @@ class Recipe(Plain):
     main_network: MainNetworkConfig = MainNetworkConfig()
     encoder: EncoderConfig = EncoderConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
-    detector: CriticConfig = CriticConfig()
+    detector: DetectorConfig = DetectorConfig()
     salience: CriticConfig = CriticConfig()
     quantise: QuantiseConfig | None = None
     contrastive: ContrastiveConfig = ContrastiveConfig()

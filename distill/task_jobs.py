@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 from torch import Tensor
@@ -28,6 +29,8 @@ from duskfuse.data.pair_files import PairFiles, read_saliency
 from duskfuse.data.progress import track
 from duskfuse.distill.context import Batch
 from duskfuse.distill.ground_truth import WantedTruth, read_objects
+from duskfuse.distill.optimisers import build_optimiser
+from duskfuse.distill.recipe import OptimiserConfig
 from duskfuse.distill.task_inputs import ShownPairs
 from duskfuse.distill.task_preview import Rgb, map_grid, object_grid, prediction_grid
 from duskfuse.distill.task_training import TaskTraining
@@ -36,6 +39,7 @@ from duskfuse.tasks.confusion import ClassPixels, confusion, defined_mean
 from duskfuse.tasks.detection_scores import AT_50, AT_75, Boxes, average_precision
 from duskfuse.tasks.detection_scores import scoring_library as detection_library
 from duskfuse.tasks.objects import Detections, true_objects
+from duskfuse.tasks.open_task_network import AnyDetector
 from duskfuse.tasks.saliency_scores import map_scores
 from duskfuse.tasks.saliency_scores import scoring_library as saliency_library
 from duskfuse.tasks.task_network import RGB, Task, TaskNetwork
@@ -73,6 +77,18 @@ class TaskJob(ABC):
     def batch_truth(self, batch: Batch) -> Tensor:
         """What the network's loss compares with."""
 
+    def prediction(self, batch: Batch, number: int) -> Any:
+        """What the network sees in batch ``number`` of the run, with a graph."""
+        return self.network(self._seen(batch))
+
+    def optimiser(self, config: OptimiserConfig) -> torch.optim.Optimizer:
+        """What moves the network."""
+        return build_optimiser(config, self.network)
+
+    def digest(self) -> str:
+        """Names what else the network is made of or told, besides the pairs; empty where that is nothing."""
+        return ""
+
     @abstractmethod
     def settings(self) -> dict[str, JsonValue]:
         """What the card says, so that the network can be built again."""
@@ -84,6 +100,12 @@ class TaskJob(ABC):
     @abstractmethod
     def preview(self, pairs: Sequence[PairFiles], shown: ShownPairs) -> Rgb:
         """Input, truth and prediction side by side, one pair per row."""
+
+    def _seen(self, batch: Batch) -> Tensor:
+        """Pictures of a batch with the channels that the network takes."""
+        if self.network.channels == RGB:
+            return batch.input_vis
+        return torch.cat([batch.input_vis, batch.input_ir], dim=1)
 
     def _predicted(self, files: PairFiles, shown: ShownPairs) -> Any:
         """The network's prediction for a pair, a batch of one, on the device that the network is on."""
@@ -158,8 +180,18 @@ class DetectionJob(TaskJob):
         check_objects(pairs, self._classes)
         self._fusion = config.fusion if config.input == "both" else None
         self.wanted = WantedTruth(objects=self._classes)
-        self.network = detector.new_detector(
-            self._classes, config.trunk, config.trunk_weights, head=config.head, fusion=self._fusion, tokens=config.tokens
+        self.network = self._new_network()
+
+    def _new_network(self) -> AnyDetector:
+        """The untrained detector that the recipe wants."""
+        config = self._config
+        return detector.new_detector(
+            self._classes,
+            config.trunk,
+            config.trunk_weights,
+            head=config.head,
+            fusion=self._fusion,
+            tokens=config.tokens,
         )
 
     @staticmethod
@@ -174,7 +206,9 @@ class DetectionJob(TaskJob):
 
     def settings(self) -> dict[str, JsonValue]:
         """See `TaskJob.settings`."""
-        return detector.detector_settings(self._classes, self._config.trunk, self._config.head, self._fusion, self._config.tokens)
+        return detector.detector_settings(
+            self._classes, self._config.trunk, self._config.head, self._fusion, self._config.tokens
+        )
 
     def measured(self, pairs: Sequence[PairFiles], shown: ShownPairs) -> Measured:
         """See `TaskJob.measured`."""

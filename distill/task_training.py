@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from duskfuse.data.errors import InputError
 from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive, Precision
 from duskfuse.distill.recipe_files import apply_change
 from duskfuse.tasks.detector_network import HeadKind
 from duskfuse.tasks.fusion_blocks import TOKENS, FusionBlock
+from duskfuse.tasks.slgnet.detector import RULES, WIDTH
+from duskfuse.tasks.slgnet.network import SlgSettings
 from duskfuse.tasks.task_network import Task
 from duskfuse.tasks.trunk import Trunk
 
@@ -24,6 +27,27 @@ _DEFAULTS: dict[Task, dict[str, JsonValue]] = {
     Task.SALIENCY: {},
 }
 """Where a task's numbers differ from those of a segmenter: objects want larger crops than pixels do."""
+_SLGNET: dict[str, JsonValue] = {
+    "optimiser": {"kind": "adamw", "lr": 1e-4, "warmup": 250, "clip_norm": 1, "weight_decay": 0.1}
+}
+"""The article's optimiser."""
+
+
+class SlgTraining(BaseModel):
+    """What SLGNet has that no other detector has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: Path
+    """Weights of the frozen transformer."""
+    captions: str = RULES
+    """``rules``, or a file of JSON lines with the captions of every pair."""
+    text_encoder: Path | None = None
+    """Folder of CLIP's text encoder; hashed words without one."""
+    adapters: SlgSettings = SlgSettings()
+    """What is trained around the transformer."""
+    width: Annotated[int, Field(gt=0, multiple_of=8)] = WIDTH
+    """Channels of the pyramid."""
 
 
 class TaskTraining(BaseModel):
@@ -44,6 +68,8 @@ class TaskTraining(BaseModel):
     """What makes one pyramid of two cameras, with the input both."""
     tokens: tuple[Positive, Positive] = TOKENS
     """(rows, columns) of IRDFusion; attention costs the square of their product."""
+    slgnet: SlgTraining | None = None
+    """With a frozen transformer the whole of SLGNet is trained in place of the in-tree detector."""
     seed: int = 2
     batches: Positive = 1500
     data: DataConfig = DataConfig(crop=(160, 192), batch=8, masks=1)
@@ -67,11 +93,17 @@ class TaskTraining(BaseModel):
 
 
 def task_training(
-    task: Task, classes: str, shown: str, trunk_weights: Path | None, changes: Sequence[str]
+    task: Task,
+    classes: str,
+    shown: str,
+    trunk_weights: Path | None,
+    changes: Sequence[str],
+    slgnet: SlgTraining | None = None,
 ) -> TaskTraining:
     """The recipe of a task with the user's ``key.path=value`` changes; InputError where one is no key or no value."""
-    given = {"task": task, "classes": classes, "input": shown, "trunk_weights": trunk_weights}
-    values = TaskTraining.model_validate({**_DEFAULTS[task], **given}).model_dump(mode="json")
+    given = {"task": task, "classes": classes, "input": shown, "trunk_weights": trunk_weights, "slgnet": slgnet}
+    defaults = _DEFAULTS[task] | ({} if slgnet is None else _SLGNET)
+    values = TaskTraining.model_validate({**defaults, **given}).model_dump(mode="json")
     for change in changes:
         apply_change(values, change)
     try:

@@ -32,16 +32,17 @@ from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.distill.context import Batch
 from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.engine import autocast_dtype
-from duskfuse.distill.optimisers import build_optimiser
+from duskfuse.distill.optimisers import set_rate
 from duskfuse.distill.processes import training_device
 from duskfuse.distill.run_folder import MetricsLog, RunFolder
 from duskfuse.distill.schedule import learning_rate
+from duskfuse.distill.slgnet_job import SlgDetectionJob, slgnet_asked
 from duskfuse.distill.task_inputs import ShownPairs, TaskInput, shown_pairs
 from duskfuse.distill.task_jobs import JOBS, TaskJob, check_input, classes_for
 from duskfuse.distill.task_training import TaskTraining, task_training
 from duskfuse.distill.training_loop import signals_between_updates, timed
 from duskfuse.tasks.fusion_blocks import FusionBlock
-from duskfuse.tasks.task_network import RGB, Task
+from duskfuse.tasks.task_network import Task
 
 PREVIEW_FILE = "preview.png"
 PREVIEWED = 4
@@ -98,6 +99,9 @@ def train_task(
     classes: str | None = None,
     shown: str = "vis",
     fusion: FusionBlock | None = None,
+    backbone: Path | None = None,
+    captions: str | None = None,
+    text_encoder: Path | None = None,
     trunk_weights: Path | None = None,
     changes: Sequence[str] = (),
     split: str | None = None,
@@ -116,6 +120,9 @@ def train_task(
         classes: name of the class convention; by default the dataset's.
         shown: what the network sees: vis, ir, average or fused=FOLDER; for detection also both.
         fusion: what joins two cameras, with the input both; concat where it is not given.
+        backbone: frozen vision transformer, with the fusion slgnet: the whole of SLGNet is trained around it.
+        captions: what SLGNet is told about pairs: ``rules`` (the default), or a file of JSON lines.
+        text_encoder: folder of CLIP's text encoder, for these captions; hashed words without one.
         trunk_weights: SqueezeNet 1.1 weights for the encoder to start from.
         changes: ``key.path=value`` strings, see `duskfuse.distill.task_training.TaskTraining`.
         split: one split of the data only.
@@ -133,6 +140,7 @@ def train_task(
                 f"--fusion {fusion} with --input {shown}", rule="two cameras are fused", remedy="say --input both"
             )
         changes = [f"fusion={fusion}", *changes]
+    slgnet = slgnet_asked(task, shown, fusion, backbone, captions, text_encoder)
     found = find_pairs(data, split=split, reading=reading)
     job_of_task = JOBS[task]
     known = [pair for pair in found if job_of_task.has_truth(pair)]
@@ -142,16 +150,16 @@ def train_task(
             rule=f"a network learns {task} from them",
             remedy="add them; docs/datasets.md says where they lie",
         )
-    config = task_training(task, classes_for(task, classes, known), shown, trunk_weights, changes)
+    config = task_training(task, classes_for(task, classes, known), shown, trunk_weights, changes, slgnet)
     train, held_out = parted(known, job_of_task.truth_name)
     reader = shown_pairs(config.input, known)
     torch.manual_seed(config.seed)
-    job = job_of_task(config, known)
+    job = job_of_task(config, known) if slgnet is None else SlgDetectionJob(config, known)
     check_input(config, job.network.channels)
     dataset = TrainingPairs(train, config.data, config.seed, masks=None, truth=job.wanted, read=reader)
     folder = RunFolder(out)
     folder.prepare(config, resume=resume, overwrite=overwrite)
-    run = _Run(config, job, folder, dataset, f"{dataset.digest()} {reader.digest()}")
+    run = _Run(config, job, folder, dataset, f"{dataset.digest()} {reader.digest()}{job.digest()}")
     first = run.continued() if resume else 0
     started = time.monotonic()
     run.train(first)
@@ -192,7 +200,7 @@ class _Run:
         self._device = training_device()
         self._job = job
         self._network = job.network.to(self._device).to(memory_format=torch.channels_last)
-        self._optimiser = build_optimiser(config.optimiser, self._network)
+        self._optimiser = job.optimiser(config.optimiser)
         self._dtype = autocast_dtype(config.precision, self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._dtype is torch.float16)
 
@@ -202,9 +210,9 @@ class _Run:
         if state is not None:
             if state["inputs"] != self._inputs:
                 raise InputError(
-                    f"the pairs, labels or fused pictures differ from those of {self._folder.out}",
+                    f"the backbone, captions, pairs, labels or fused pictures differ from those of {self._folder.out}",
                     rule="a resumed run sees what it would have seen",
-                    remedy="give the same DATA, --split and --reading, or start a new run",
+                    remedy="give the same DATA, --split, --reading and files, or start a new run",
                 )
             self._network.load_state_dict(state["network"])
             self._optimiser.load_state_dict(state["optimiser"])
@@ -239,11 +247,10 @@ class _Run:
     def _update(self, number: int, batch: Batch) -> dict[str, Any]:
         """One optimiser step; the record of the log."""
         rate = learning_rate(self._config.optimiser, number, self._config.batches)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimiser, rate)
         self._optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            prediction = self._network(_seen(batch, self._network.channels))
+            prediction = self._job.prediction(batch, number)
         loss = self._network.loss(_in_float32(prediction), self._job.batch_truth(batch))
         _check_finite(loss, "loss", number, batch)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -273,11 +280,6 @@ def _check_finite(value: Tensor, what: str, number: int, batch: Batch) -> None:
             rule="it must stay finite",
             remedy="lower --set optimiser.lr, or look at these pairs; --resume goes on from the last checkpoint",
         )
-
-
-def _seen(batch: Batch, channels: int) -> Tensor:
-    """What a network of so many channels sees of a batch."""
-    return batch.input_vis if channels == RGB else torch.cat([batch.input_vis, batch.input_ir], dim=1)
 
 
 def _in_float32(prediction: Any) -> Any:

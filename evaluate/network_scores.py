@@ -61,6 +61,7 @@ def network_scores(
     *,
     task: Task,
     network: Path,
+    backbone: Path | None = None,
     model: Sequence[str | Path] = (),
     fused: Mapping[str, Path] | None = None,
     network_input: NetworkInput | None = None,
@@ -81,6 +82,7 @@ def network_scores(
         task: what the network predicts.
         network: an ONNX file, see :func:`duskfuse.evaluate.task_predictors.open_onnx_predictor`; weights of
             ``train-task``; or a segmenter's folder that :func:`duskfuse.tasks.open_segmenter.open_segmenter` opens.
+        backbone: the frozen transformer that the network, an SLGNet detector, was trained around.
         model: zoo names, checkpoints and ONNX files of fusion models.
         fused: row name → folder of fused pictures, matched with the pairs by name or stem.
         network_input: values of the network's input, where its file does not say; by default 0 to 1.
@@ -100,7 +102,7 @@ def network_scores(
     check_names(row_names(model, fused or {}), reference=None)
     pairs = find_pairs(data, split=split, reading=reading)
     scored = with_truth(task, pairs, data)
-    opened = _open(network, task, classes, scored, network_input)
+    opened = _open(network, task, classes, scored, network_input, backbone)
     with ThreadPoolExecutor(cores()) as readers:
         seen, findings = look_at_all(scored, readers)
         methods = [*models(model, seen), *folders(fused or {}, pairs, seen, readers), *trivial()]
@@ -165,7 +167,12 @@ def _coloured(y: NDArray[np.float32], sources: SourcePictures) -> Rgb:
 
 
 def _open(
-    path: Path, task: Task, classes: str | None, scored: Sequence[PairFiles], network_input: NetworkInput | None
+    path: Path,
+    task: Task,
+    classes: str | None,
+    scored: Sequence[PairFiles],
+    network_input: NetworkInput | None,
+    backbone: Path | None,
 ) -> TaskPredictor:
     """Open the network for the classes of the data; what scores the task must be there before anything is computed."""
     table, convention = None, None
@@ -179,6 +186,12 @@ def _open(
             table = OBJECT_TABLES.get(object_classes(classes, [pair.box_classes for pair in scored]).name)
         case Task.SALIENCY:
             saliency_scores.scoring_library()
+    if backbone is not None and (task is not Task.DETECTION or path.suffix.lower() == ".onnx"):
+        raise InputError(
+            f"--backbone {backbone} for {task} by {path.name}",
+            rule="an SLGNet detector is opened around it",
+            remedy="leave it away",
+        )
     if path.suffix.lower() == ".onnx":
         return open_onnx_predictor(path, task, table, network_input)
     if network_input is not None:
@@ -189,7 +202,7 @@ def _open(
         )
     if convention is not None:
         return SegmenterPredictor(path, convention)
-    return DetectorPredictor(path, table) if task is Task.DETECTION else SaliencyPredictor(path)
+    return DetectorPredictor(path, table, backbone) if task is Task.DETECTION else SaliencyPredictor(path)
 
 
 def _findings_of(names: set[str], findings: Sequence[Finding]) -> tuple[Finding, ...]:

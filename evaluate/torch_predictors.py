@@ -19,8 +19,8 @@ from duskfuse.evaluate.network_classes import network_classes
 from duskfuse.evaluate.network_pictures import Rgb, unit_values
 from duskfuse.evaluate.prediction_files import files_sha256
 from duskfuse.tasks.detection_scores import Boxes
-from duskfuse.tasks.detector import open_detector
 from duskfuse.tasks.open_segmenter import open_segmenter
+from duskfuse.tasks.open_task_network import open_any_detector
 from duskfuse.tasks.saliency import open_saliency
 from duskfuse.tasks.task_network import RGB, Task, TaskNetwork
 
@@ -69,9 +69,9 @@ class SegmenterPredictor(_TorchPredictor):
 class DetectorPredictor(_TorchPredictor):
     """A detector of ours; its classes are matched by name with those of the data, where these are known."""
 
-    def __init__(self, path: Path, table: ClassTable | None) -> None:
+    def __init__(self, path: Path, table: ClassTable | None, backbone: Path | None = None) -> None:
         _check_kind(path, Task.DETECTION)
-        detector = open_detector(path)
+        detector = open_any_detector(path, backbone)
         super().__init__(path, detector, f"boxes of {detector.classes.name}")
         self._classes = network_classes(path, {"names": json.dumps(detector.classes.names)}, table)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from duskfuse.data.errors import InputError
 from duskfuse.distill.context import Batch
 from duskfuse.distill.critics import Critic
+from duskfuse.tasks.slgnet.adapters import LanguageModulation
 from duskfuse.tasks.task_network import RGB, Task
 
 _TRUTH = {Task.SEGMENTATION: "label", Task.DETECTION: "objects", Task.SALIENCY: "salient"}
@@ -77,8 +78,10 @@ class LoopTask:
 
 
 def deepest_layer(network: nn.Module) -> str:
-    """The last stage of an in-tree task network's trunk; empty for networks without one."""
+    """The last stage of an in-tree task network's trunk, or SLGNet's features; empty for networks without either."""
     for name, module in network.named_modules():
+        if isinstance(module, LanguageModulation):
+            return str(name)
         if name.rpartition(".")[2] == "trunk" and isinstance(module, nn.ModuleList):
             return f"{name}.{len(module) - 1}"
     return ""

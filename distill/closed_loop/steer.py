@@ -29,7 +29,7 @@ from duskfuse.distill.closed_loop.loop_task import LoopTask, deepest_layer
 from duskfuse.distill.closed_loop.measure import measured, needs_on_average
 from duskfuse.distill.closed_loop.steer_config import SteerTraining, steer_training
 from duskfuse.distill.context import Batch
-from duskfuse.distill.critics import by_task, checked_classes, truth_of
+from duskfuse.distill.critics import by_task, check_backbone, checked_classes, truth_of
 from duskfuse.distill.dataset import TrainingPairs, load_batches
 from duskfuse.distill.ground_truth import WantedTruth
 from duskfuse.distill.optimisers import build_optimiser
@@ -90,6 +90,7 @@ def steer(
     student: str | Path,
     critics: Sequence[Path],
     out: Path,
+    backbone: Path | None = None,
     changes: Sequence[str] = (),
     split: str | None = None,
     reading: Reading | Path | None = None,
@@ -103,6 +104,7 @@ def steer(
         student: zoo name or checkpoint of a student with taps.
         critics: task networks of ``train-task``, one per task.
         out: run folder; `WEIGHTS_FILE` in it is the result.
+        backbone: the transformer of an SLGNet detector among the task networks.
         changes: ``key.path=value`` strings, see `SteerTraining`.
         split: one split of the data only.
         reading: how the infrared pictures are read, by default the dataset's ``duskfuse.yaml``.
@@ -116,7 +118,9 @@ def steer(
     if not critics:
         raise InputError("no task network", rule="a student is steered for a task", remedy="give --critic FILE")
     given = by_task(critics)
-    config = steer_training(student, {task: given[task] for task in Task if task in given}, changes)
+    if backbone is not None:
+        check_backbone(backbone, given.get(Task.DETECTION))
+    config = steer_training(student, {task: given[task] for task in Task if task in given}, changes, backbone)
     found = find_pairs(data, split=split, reading=reading)
     tasks, wanted = _opened(config, found)
     known = [pair for pair in found if _has_truth(pair, config.critics)]
@@ -165,7 +169,10 @@ def steer(
 
 def _opened(config: SteerTraining, pairs: Sequence[PairFiles]) -> tuple[list[LoopTask], WantedTruth]:
     """The frozen task networks, and what samples must carry for them."""
-    networks = {task: open_task_network(path).freeze() for task, path in config.critics.items()}
+    networks = {
+        task: open_task_network(path, backbone=config.backbone if task is Task.DETECTION else None).freeze()
+        for task, path in config.critics.items()
+    }
     tasks = []
     for task, network in networks.items():
         checked_classes(network, pairs)

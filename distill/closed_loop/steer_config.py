@@ -27,8 +27,11 @@ class SteerTraining(BaseModel):
     """Zoo name or checkpoint."""
     critics: dict[Task, Path]
     """Task networks."""
+    backbone: Path | None = None
+    """The frozen transformer that an SLGNet detector among them was trained around."""
     layers: dict[Task, str] = Field(default_factory=dict)
-    """The modules that tell what each task needs; where none is named, the last stage of the network's trunk."""
+    """The modules that tell what each task needs; where none is named, the last stage of the network's trunk, or
+    SLGNet's features."""
     taps: tuple[str, ...] | None = None
     """Compensated modules of the student; by default its first two taps."""
     branches: Annotated[int, Field(ge=1, le=VECTORS)] = BRANCHES
@@ -58,9 +61,11 @@ class SteerTraining(BaseModel):
         return self
 
 
-def steer_training(student: str | Path, critics: Mapping[Task, Path], changes: Sequence[str]) -> SteerTraining:
+def steer_training(
+    student: str | Path, critics: Mapping[Task, Path], changes: Sequence[str], backbone: Path | None = None
+) -> SteerTraining:
     """The recipe with the user's ``key.path=value`` changes; InputError where one is no key or no value."""
-    values = SteerTraining(student=str(student), critics=dict(critics)).model_dump(mode="json")
+    values = SteerTraining(student=str(student), critics=dict(critics), backbone=backbone).model_dump(mode="json")
     for change in changes:
         apply_change(values, change)
     try:

@@ -5,6 +5,7 @@ They know no objects, and say nothing about them.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -73,6 +74,13 @@ class RuleCaptions:
 def captions_of(seen: PictureStatistics) -> Captions:
     """The captions that these statistics stand for."""
     return Captions(_environment(seen), _scene(seen), "", _thermal(seen), SOURCE)
+
+
+def every_text() -> tuple[str, ...]:
+    """All that the rules can say, in an order that stays."""
+    levels = (0.0, 0.5, 1.0), (0.0, 0.01), (0.0, 1.0), (0.0, 1.0), (0.0, 0.1, 1.0), (0.0, 0.2, 1.0)
+    said = (captions_of(PictureStatistics(*values)).texts for values in product(*levels))
+    return tuple(dict.fromkeys(text for texts in said for text in texts if text))
 
 
 def _environment(seen: PictureStatistics) -> str:

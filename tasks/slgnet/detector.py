@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from duskfuse import __version__
@@ -16,12 +18,15 @@ from duskfuse.tasks.detection_head import DensePrediction, DetectionHead
 from duskfuse.tasks.objects import Detections
 from duskfuse.tasks.slgnet.checkpoint import card_settings, settings_of
 from duskfuse.tasks.slgnet.network import SlgNet
+from duskfuse.tasks.slgnet.rule_text import RuleText
 from duskfuse.tasks.slgnet.vit import FrozenVit
 from duskfuse.tasks.task_network import RGB, RGB_AND_IR, Task, TaskNetwork
 
 ARCHITECTURE = "slgdet-s"
 WIDTH = 256
 """Channels of the pyramid."""
+RULES, GIVEN = "rules", "given"
+"""Where captions come from: the network's own look at the pictures, or whoever asks it."""
 _GROUPS = 8
 
 
@@ -40,11 +45,19 @@ class SimplePyramid(nn.Module):
 
 
 class SlgDetectorNetwork(nn.Module):
-    """SLGNet, the pyramid and the head; its state dict holds no weight of the frozen backbone."""
+    """SLGNet, the pyramid and the head; its state dict holds no weight of the frozen backbone.
 
-    def __init__(self, features: SlgNet, classes: int, width: int = WIDTH) -> None:
+    Args:
+        features: SLGNet.
+        classes: how many there are.
+        width: channels of the pyramid, a multiple of 8.
+        rules: whether the network says something about pictures by itself where it is told nothing.
+    """
+
+    def __init__(self, features: SlgNet, classes: int, width: int = WIDTH, rules: bool = False) -> None:
         super().__init__()
         self.width = width
+        self.rules = RuleText(features.settings.text_width) if rules else None
         self.features = features
         self.pyramid = SimplePyramid(features.backbone.shape.width, width)
         self.head = DetectionHead(width, classes)
@@ -54,8 +67,19 @@ class SlgDetectorNetwork(nn.Module):
     ) -> DensePrediction:
         """Arguments as for `SlgNet.forward`."""
         height, width = size or (int(visible.shape[-2]), int(visible.shape[-1]))
+        if text is None and self.rules is not None:
+            text = self.rules(visible[..., :height, :width], infrared[..., :height, :width])
         guided = self.features(visible, infrared, text, size).guided
         return self.head(self.pyramid(guided), (height, width))  # type: ignore[no-any-return]
+
+    def parameter_groups(
+        self, rate: float = 1e-4, decay: float = 0.7, weight_decay: float = 0.1
+    ) -> list[dict[str, Any]]:
+        """Groups for an optimiser: those of `SlgNet.parameter_groups`; pyramid and head learn at ``rate``."""
+        ours = [*self.pyramid.parameters(), *self.head.parameters()]
+        shrinking = {"params": [p for p in ours if p.ndim > 1], "lr": rate, "weight_decay": weight_decay}
+        others = {"params": [p for p in ours if p.ndim <= 1], "lr": rate, "weight_decay": 0.0}
+        return [*self.features.parameter_groups(rate, decay, weight_decay), shrinking, others]
 
 
 class SlgDetector(TaskNetwork[DensePrediction, Tensor, list[Detections]]):
@@ -75,7 +99,7 @@ class SlgDetector(TaskNetwork[DensePrediction, Tensor, list[Detections]]):
         self.network, self.classes = network, classes
 
     def forward(self, pictures: Tensor, text: Tensor | None = None) -> DensePrediction:
-        """The head's prediction; ``text [B, 4, text_width]`` where something is said about the pictures."""
+        """The head's prediction; ``text [B, 4, text_width]`` where somebody says something about the pictures."""
         if pictures.shape[1] != RGB_AND_IR:
             raise ValueError(f"pictures of {pictures.shape[1]} channels for a detector of {RGB_AND_IR}")
         return self.network(pictures[:, :RGB], pictures[:, RGB:], text)  # type: ignore[no-any-return]
@@ -96,16 +120,23 @@ class SlgDetector(TaskNetwork[DensePrediction, Tensor, list[Detections]]):
         return self.network.head.detections(self(pictures, text))
 
 
-def new_slg_detector(features: SlgNet, classes: ObjectClasses, width: int = WIDTH) -> SlgDetector:
-    """An untrained detector on these features; ``width`` is a multiple of 8."""
-    return SlgDetector(SlgDetectorNetwork(features, len(classes), width), classes)
+def new_slg_detector(features: SlgNet, classes: ObjectClasses, width: int = WIDTH, rules: bool = False) -> SlgDetector:
+    """An untrained detector on these features, see `SlgDetectorNetwork`."""
+    return SlgDetector(SlgDetectorNetwork(features, len(classes), width, rules), classes)
+
+
+def slg_detector_settings(detector: SlgDetector) -> dict[str, JsonValue]:
+    """What the card of a detector says, so that `open_slg_detector` can build it again around its backbone."""
+    network = detector.network
+    said: dict[str, JsonValue] = {"classes": detector.classes.name, "width": network.width}
+    return {**card_settings(network.features), **said, "captions": GIVEN if network.rules is None else RULES}
 
 
 def save_slg_detector(path: Path, detector: SlgDetector, training_data: str, notes: str = "") -> None:
     """Write what was trained, with the backbone's hash in the card."""
-    network = detector.network
-    settings = {**card_settings(network.features), "classes": detector.classes.name, "width": network.width}
-    save_weights(path, network, ModelCard(ARCHITECTURE, settings, "rgb", __version__, training_data, notes=notes))
+    settings = slg_detector_settings(detector)
+    card = ModelCard(ARCHITECTURE, settings, "rgb", __version__, training_data, notes=notes)
+    save_weights(path, detector.network, card)
 
 
 def open_slg_detector(path: Path, backbone: FrozenVit) -> SlgDetector:
@@ -117,12 +148,14 @@ def open_slg_detector(path: Path, backbone: FrozenVit) -> SlgDetector:
     card = read_card(path)
     check_architecture(path, card, ARCHITECTURE)
     match dict(card.settings):
-        case {"classes": str(classes), "width": int(width)}:
+        case {"classes": str(classes), "width": int(width), "captions": "rules" | "given" as captions}:
             features = SlgNet(backbone, settings_of(path, card.settings, backbone))
-            detector = new_slg_detector(features, objects_named(classes), width)
+            detector = new_slg_detector(features, objects_named(classes), width, rules=captions == RULES)
         case settings:
             raise InputError(
-                f"{path}: settings {settings}", rule="a detector has classes and a width", remedy="train it again"
+                f"{path}: settings {settings}",
+                rule="a detector has classes, a width and captions, rules or given",
+                remedy="train it again, or update duskfuse",
             )
     load_weights(path, detector.network, ARCHITECTURE)
     return detector.eval()

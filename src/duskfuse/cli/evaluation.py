@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from duskfuse.cli.application import app
-from duskfuse.cli.options import Data, Json, Out, Overwrite, ReadingFile, Split, Workers
+from duskfuse.cli.options import Backbone, Data, Json, Out, Overwrite, ReadingFile, Split, Workers
 from duskfuse.cli.verb import choice, named_folders, refuse, show, verb
 
 PANEL = "Judge"
@@ -54,6 +54,7 @@ def evaluate_command(
             show_default=False,
         ),
     ] = None,
+    backbone: Backbone = None,
     network_input: Annotated[
         str | None,
         typer.Option(
@@ -85,7 +86,8 @@ def evaluate_command(
             given: dict[str, Any] = {"--robustness": robust, "--reference": reference, "--workers": workers}
             given |= {"--mode": mode != "definition", "--metrics": metrics != "default", "--on-bad": on_bad != "error"}
             given |= {"--predictions": predictions, "--classes": classes, "--task": task, "--network": network}
-            _check_given(given | {"--network-input": network_input, "--lpips-weights": lpips_weights})
+            given |= {"--backbone": backbone, "--network-input": network_input, "--lpips-weights": lpips_weights}
+            _check_given(given)
             from duskfuse.evaluate.video import video_stability
             from duskfuse.evaluate.video_report import video_table
 
@@ -101,8 +103,8 @@ def evaluate_command(
             show(stability.to_json(), as_json, [video_table(stability)])
             return
         of_metrics = [reference, workers, lpips_weights, robust, (metrics, mode) != ("default", "definition")]
-        of_pictures = [model, fused, reading, on_bad != "error", network_input]
-        _check_task(task, network, predictions, [classes, network_input], of_pictures, of_metrics)
+        of_pictures = [model, fused, reading, on_bad != "error", network_input, backbone]
+        _check_task(task, network, predictions, [classes, network_input, backbone], of_pictures, of_metrics)
         if task is not None and network is not None:
             from duskfuse.evaluate.evaluate import OnBad
             from duskfuse.evaluate.network_scores import network_scores
@@ -113,6 +115,7 @@ def evaluate_command(
                 data,
                 task=choice(Task, task, "--task"),
                 network=network,
+                backbone=backbone,
                 model=model or (),
                 fused=named_folders(fused or []),
                 network_input=(
@@ -191,7 +194,7 @@ def _check_task(
     if task is None:
         if any([network, predictions, *of_task]):
             refuse(
-                "--predictions, --network or --classes without --task",
+                "--predictions, --network, --backbone or --classes without --task",
                 rule="they belong to a task",
                 remedy="say --task segmentation, detection or saliency",
             )

@@ -31,6 +31,12 @@ ReadingFile = Annotated[
 Masks = Annotated[
     str | None, typer.Option(help="Which cached masks to use: sam, regions, labels, ….", show_default=False)
 ]
+Backbone = Annotated[
+    Path | None,
+    typer.Option(
+        help="Frozen transformer of an SLGNet detector: weights of a ViT in timm's names.", show_default=False
+    ),
+]
 Steering = Annotated[
     Path | None,
     typer.Option(help="What `duskfuse steer` trained around the student; with --for.", show_default=False),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from duskfuse.cli.application import app
-from duskfuse.cli.options import Cache, Changes, Data, Json, Masks, Out, Overwrite, ReadingFile, Split
+from duskfuse.cli.options import Backbone, Cache, Changes, Data, Json, Masks, Out, Overwrite, ReadingFile, Split
 from duskfuse.cli.verb import choice, show, verb
 
 PANEL = "Train"
@@ -48,6 +48,7 @@ def distill_command(
     encoder: Encoder = None,
     encoder_weights: EncoderWeights = None,
     critic: Critics = None,
+    backbone: Backbone = None,
     split: Split = None,
     reading: ReadingFile = None,
     as_json: Json = False,
@@ -74,6 +75,7 @@ def distill_command(
             encoder=None if encoder is None else choice(EncoderName, encoder, "--encoder"),
             encoder_weights=encoder_weights,
             critics=critic or (),
+            backbone=backbone,
             split=split,
             reading=reading,
         )
@@ -96,6 +98,7 @@ def find_lr_command(
     encoder: Encoder = None,
     encoder_weights: EncoderWeights = None,
     critic: Critics = None,
+    backbone: Backbone = None,
     split: Split = None,
     reading: ReadingFile = None,
     as_json: Json = False,
@@ -120,6 +123,7 @@ def find_lr_command(
             encoder=None if encoder is None else choice(EncoderName, encoder, "--encoder"),
             encoder_weights=encoder_weights,
             critics=critic or (),
+            backbone=backbone,
             split=split,
             reading=reading,
         )
@@ -147,8 +151,28 @@ def train_task_command(
     fusion: Annotated[
         str | None,
         typer.Option(
-            help="What joins two cameras with --input both: concat (default), add or irdfusion.", show_default=False
+            help="What joins two cameras with --input both: concat (default), add, irdfusion or slgnet.",
+            show_default=False,
         ),
+    ] = None,
+    backbone: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --fusion slgnet: train the whole of SLGNet around this frozen ViT, in timm's names.",
+            show_default=False,
+        ),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="rules|FILE",
+            help="With --backbone: what says something about pairs, rules (default) or JSON lines.",
+            show_default=False,
+        ),
+    ] = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(help="With --backbone: folder of CLIP's text encoder; default: hashed words.", show_default=False),
     ] = None,
     trunk_weights: Annotated[
         Path | None, typer.Option(help="SqueezeNet 1.1 weights for the encoder to start from.", show_default=False)
@@ -176,6 +200,9 @@ def train_task_command(
             classes=classes,
             shown=shown,
             fusion=None if fusion is None else choice(FusionBlock, fusion, "--fusion"),
+            backbone=backbone,
+            captions=captions,
+            text_encoder=text_encoder,
             trunk_weights=trunk_weights,
             changes=changes or (),
             split=split,
@@ -194,6 +221,7 @@ def steer_command(
         list[Path],
         typer.Option(help="Task network that judges the pictures; see train-task; repeatable.", show_default=False),
     ],
+    backbone: Backbone = None,
     student: Annotated[str, typer.Option(help="Zoo name or checkpoint.")] = "edge",
     changes: Changes = None,
     split: Split = None,
@@ -211,6 +239,7 @@ def steer_command(
             student=student,
             critics=critic,
             out=out,
+            backbone=backbone,
             changes=changes or (),
             split=split,
             reading=reading,
