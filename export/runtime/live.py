@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequenc
 
 from .errors import DeviceInputError
 from .network import add_model_arguments, network_of
-from .outputs import RtspPush, Window, open_output
+from .outputs import RtspPush, Window, is_video_name, open_output
 from .pairing import IR, MAX_SKEW, STALL, VIS
-from .pipeline import Pipeline, PlaneNetwork, Settings
+from .pipeline import Pipeline, PlaneNetwork, Settings, keeps_planes
+from .planar_video import in_planes
 from .sources import parse_source
 from .thermal import add_thermal_arguments, thermal_input_of
 from .web_view import WebView
@@ -106,8 +107,10 @@ def run_live(options: LiveOptions, network: PlaneNetwork, thermal: ThermalInput)
     """
     check(options)
     say = _Say(options.quiet)
-    sources = {IR: parse_source(options.ir), VIS: parse_source(options.vis)}
     settings = options.settings
+    sources = {IR: parse_source(options.ir), VIS: parse_source(options.vis)}
+    if keeps_planes(network, settings) and all(map(is_video_name, options.out)):
+        sources = {side: in_planes(source) for side, source in sources.items()}
     if not options.out and not sources[VIS].live:
         settings = settings._replace(natural_speed=True)
     outputs: List[Any] = []

@@ -22,6 +22,8 @@ import numpy as np
 from .capture import FIRST_PAUSE_S, LONGEST_PAUSE_S, Handover, Stopped
 from .errors import DeviceError, DeviceInputError
 from .overlay import fitted
+from .planar_video import stored_plane
+from .planes import Picture, Planes, bgr_of
 from .sources import TIMES_FILE, VIDEOS, without_secret
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class VideoFile:
         self._path, self._part = path, path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         self._encoder: Optional[Encoder] = None
 
-    def write(self, picture: NDArray[np.uint8], stamp: float) -> None:
+    def write(self, picture: Picture, stamp: float) -> None:
         """See `pipeline.Output`."""
         if self._encoder is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,13 +85,13 @@ class PictureFolder:
         self._path, self._part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
         self._lines: List[str] = []
 
-    def write(self, picture: NDArray[np.uint8], stamp: float) -> None:
+    def write(self, picture: Picture, stamp: float) -> None:
         """See `pipeline.Output`."""
         if not self._lines:
             shutil.rmtree(self._part, ignore_errors=True)
             self._part.mkdir(parents=True)
         name = f"{len(self._lines):06d}.png"
-        if not cv2.imwrite(str(self._part / name), picture, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+        if not cv2.imwrite(str(self._part / name), bgr_of(picture), [cv2.IMWRITE_PNG_COMPRESSION, 1]):
             raise DeviceError(f"{self._part / name} cannot be written", remedy="check the space on the disk")
         self._lines.append(f"{name},{stamp:.6f}\n")
 
@@ -135,12 +137,10 @@ class Encoder:
         for name, value in (("color_range", 1), ("colorspace", 6), ("color_primaries", 6), ("color_trc", 6)):
             setattr(self._stream.codec_context, name, value)  # BT.601, limited range: what the conversion below makes
 
-    def write(self, picture: NDArray[np.uint8], stamp: float) -> None:
-        """Encode a picture BGR ``[H, W, 3]`` at ``stamp`` seconds, counted from the first one's."""
-        import av
-
+    def write(self, picture: Picture, stamp: float) -> None:
+        """Encode a picture at ``stamp`` seconds, counted from the first one's."""
         self._first = stamp if self._first is None else self._first
-        frame = av.VideoFrame.from_ndarray(cv2.cvtColor(self._fit(picture), cv2.COLOR_BGR2YUV_I420), format="yuv420p")
+        frame = self._frame(picture)
         self._last = max(self._last + 1, round((stamp - self._first) * _TICKS))
         frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
         frame.color_range, frame.colorspace = 1, 6
@@ -171,6 +171,18 @@ class Encoder:
             remedy = "check the space on the disk, or the connection"
             raise DeviceError(f"{self._name} cannot be written ({_why(error)})", remedy=remedy) from error
 
+    def _frame(self, picture: Picture) -> Any:
+        """A frame of the encoder's size; planes of that size go into it as they are."""
+        import av
+
+        if isinstance(picture, Planes) and picture.shape == self._size:
+            frame = av.VideoFrame(self._size[1], self._size[0], "yuv420p")
+            for number, plane in enumerate(picture):
+                np.copyto(stored_plane(frame.planes[number]), plane)
+            return frame
+        planes = cv2.cvtColor(self._fit(bgr_of(picture)), cv2.COLOR_BGR2YUV_I420)
+        return av.VideoFrame.from_ndarray(planes, format="yuv420p")
+
     def _fit(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = picture.shape[:2]
         bottom, right = self._size[0] - height, self._size[1] - width
@@ -194,7 +206,7 @@ class RtspPush:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def write(self, picture: NDArray[np.uint8], stamp: float) -> None:
+    def write(self, picture: Picture, stamp: float) -> None:
         """See `pipeline.Output`."""
         self._newest.put((picture, stamp))
 
@@ -251,10 +263,10 @@ class Window:
                 "use --web to look from a browser",
             )
         self._title = title
-        self._newest: Optional[NDArray[np.uint8]] = None
+        self._newest: Optional[Picture] = None
         cv2.namedWindow(title, cv2.WINDOW_NORMAL)
 
-    def write(self, picture: NDArray[np.uint8], stamp: float) -> None:
+    def write(self, picture: Picture, stamp: float) -> None:
         """See `pipeline.Output`."""
         self._newest = picture
 
@@ -262,7 +274,7 @@ class Window:
         """Show the newest picture; False when the user closed the window or pressed q or Escape."""
         picture, self._newest = self._newest, None
         if picture is not None:
-            cv2.imshow(self._title, picture)
+            cv2.imshow(self._title, bgr_of(picture))
         key = cv2.waitKey(1) & 0xFF
         return key not in (27, ord("q")) and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 

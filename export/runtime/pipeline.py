@@ -7,6 +7,8 @@
 Between two stages lies a queue of a few frames, so memory is bounded. Of files every frame is processed and the
 readers wait; of live sources a frame that comes while the next stage is busy takes the place of the one before it.
 The work itself (decoding, the network, colours, encoding) runs outside Python's interpreter lock.
+
+A visible frame that comes as a video's own planes leaves as planes, where nothing is drawn on it or mixed with it.
 """
 
 from __future__ import annotations
@@ -15,17 +17,17 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
-import cv2
 import numpy as np
 
 from .capture import FILE_FRAMES, Handover, Reader, Stopped
 from .errors import DeviceError, DeviceInputError
+from .frame_forms import as_colour, colour_picture, colour_planes, grey_picture, one_channel
 from .fuser import luminance, recombine
 from .live_statistics import LiveStatistics, percentiles_ms
 from .liveness import liveness, mixed
 from .overlay import label, notice, side_by_side
 from .pairing import IR, MAX_SKEW, SIDES, STALL, VIS, Pair, Pairing
-from .pictures import visible
+from .planes import Picture, Planes, bgr_of, luminance_of, recombine_planes
 from .sources import Frame, Source
 from .thermal import ThermalInput
 
@@ -48,8 +50,8 @@ class PlaneNetwork(Protocol):
 class Output(Protocol):
     """Where finished pictures go."""
 
-    def write(self, picture: NDArray[np.uint8], stamp: float) -> None:
-        """Take the next picture, BGR ``[H, W, 3]``, and its time in seconds."""
+    def write(self, picture: Picture, stamp: float) -> None:
+        """Take the next picture, BGR ``[H, W, 3]`` or planes, and its time in seconds."""
 
     def close(self, complete: bool) -> None:
         """Finish: ``complete`` is false where this output itself has failed."""
@@ -74,13 +76,18 @@ class Settings(NamedTuple):
 DEFAULTS = Settings()
 
 
+def keeps_planes(network: PlaneNetwork, settings: Settings) -> bool:
+    """Whether planes can pass: a network of luminance, and nothing that needs the colours of whole pictures."""
+    return not (network.rgb or settings.compare or settings.overlay or settings.fallback)
+
+
 class _Work:
     """One pair on its way."""
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self.missing = pair.missing
-        self.vis: Any = None  # BGR
+        self.vis: Any = None  # BGR, or planes
         self.ir: Any = None  # plane in [0, 1]
         self.weight, self.weaker = 1.0, IR  # how alive the weaker camera is
         self.seen: Any = None  # what the network takes of the visible picture
@@ -118,6 +125,7 @@ class Pipeline:
         self._queues = {name: self._queue() for name in ("paired", "prepared", "fused", "finished")}
         self._readers = {side: Reader(sources[side], self._frames[side], say) for side in SIDES}
         self._size: Optional[Tuple[int, int]] = None
+        self._keeps_planes = keeps_planes(network, settings)
         self._lock = threading.Lock()
         self._first_shown: Optional[Tuple[float, float]] = None
         self._threads = [threading.Thread(target=self._guard, args=stage, daemon=True) for stage in self._stages()]
@@ -271,15 +279,22 @@ class Pipeline:
     def _prepare(self, work: _Work) -> None:
         ir, vis = work.pair.ir, work.pair.vis
         if vis is not None:
-            work.vis = as_colour(vis.picture)
+            kept = self._keeps_planes and isinstance(vis.picture, Planes)
+            work.vis = vis.picture if kept else as_colour(vis.picture)
             self._size = (work.vis.shape[0], work.vis.shape[1])
         if ir is not None:
-            stored = one_channel(ir.picture >> ir.shift if ir.shift else ir.picture)
+            stored = one_channel(ir)
             work.ir = np.array(self._plane(stored))  # a copy: the next may overwrite it
             if vis is not None and self._settings.fallback:
                 self._judge(work, stored)
         if work.missing is None:
-            work.seen = colour_planes(work.vis) if self._network.rgb else luminance(work.vis, "BGR")
+            work.seen = self._seen(work.vis)
+
+    def _seen(self, vis: Picture) -> NDArray[np.float32]:
+        """What the network takes of the visible picture."""
+        if isinstance(vis, Planes):
+            return luminance_of(vis)
+        return colour_planes(vis) if self._network.rgb else luminance(vis, "BGR")
 
     def _plane(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """The infrared frame on the visible grid; in its own size while no visible frame has come."""
@@ -299,7 +314,7 @@ class Pipeline:
 
     def _finish_picture(self, work: _Work) -> None:
         if work.missing is not None:
-            work.picture = work.vis.copy() if work.missing == IR else grey_picture(work.ir)
+            work.picture = bgr_of(work.vis).copy() if work.missing == IR else grey_picture(work.ir)
         else:
             work.picture = self._coloured(work)
         if work.missing is not None:
@@ -309,7 +324,9 @@ class Pipeline:
         if self._settings.overlay:
             label(work.picture, self.statistics.fps, self.statistics.skew_ms)
 
-    def _coloured(self, work: _Work) -> NDArray[np.uint8]:
+    def _coloured(self, work: _Work) -> Picture:
+        if isinstance(work.vis, Planes):
+            return recombine_planes(work.fused, work.vis)
         rgb = self._network.rgb
         picture = colour_picture(work.fused) if rgb else recombine(work.fused, work.vis, "BGR")
         if work.weight == 1:
@@ -341,38 +358,3 @@ def _named(stage: str, error: Exception) -> Exception:
     made = DeviceError(f"live run, stage `{stage}`: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
     made.__cause__ = error
     return made
-
-
-def as_colour(picture: NDArray[Any]) -> NDArray[np.uint8]:
-    """A visible frame as BGR uint8; grey ones get three equal channels, deep ones lose their low bits."""
-    if picture.dtype == np.uint16:
-        picture = (picture >> 8).astype(np.uint8)
-    elif picture.dtype == np.float32:
-        picture = np.rint(visible(picture) * np.float32(255)).astype(np.uint8)
-    if picture.ndim == 2:
-        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    return np.ascontiguousarray(picture[..., :3], np.uint8)
-
-
-def one_channel(picture: NDArray[Any]) -> NDArray[Any]:
-    """An infrared frame as one channel; a colour video of a thermal camera by its luminance."""
-    grey: NDArray[Any] = picture if picture.ndim == 2 else cv2.cvtColor(picture[..., :3], cv2.COLOR_BGR2GRAY)
-    return grey
-
-
-def colour_planes(vis: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """BGR ``[H, W, 3]`` uint8 as RGB planes ``[3, H, W]`` in [0, 1]."""
-    return np.ascontiguousarray(vis[..., ::-1].transpose(2, 0, 1), np.float32) * np.float32(1 / 255)
-
-
-def colour_picture(planes: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """RGB planes ``[3, H, W]`` in [0, 1] as BGR ``[H, W, 3]`` uint8."""
-    scaled = np.rint(np.clip(planes, 0, 1) * np.float32(255)).astype(np.uint8)
-    return np.ascontiguousarray(scaled[::-1].transpose(1, 2, 0))
-
-
-def grey_picture(plane: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A plane in [0, 1] as BGR ``[H, W, 3]`` uint8."""
-    grey = np.rint(np.clip(plane, 0, 1) * np.float32(255)).astype(np.uint8)
-    picture: NDArray[np.uint8] = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-    return picture

@@ -20,7 +20,7 @@ import glob
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Protocol, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Protocol, Tuple, Union
 
 import cv2
 import numpy as np
@@ -30,6 +30,8 @@ from .pictures import read_stored
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .planes import Planes
 
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".mpeg", ".ts", ".webm", ".wmv"})
@@ -49,8 +51,8 @@ class Frame(NamedTuple):
 
     stamp: float
     """Seconds."""
-    picture: NDArray[Any]
-    """``[H, W, 3]`` BGR or one channel ``[H, W]``; uint8 or, of pictures, also uint16 and float32."""
+    picture: Union[NDArray[Any], Planes]
+    """``[H, W, 3]`` BGR or one channel ``[H, W]``; uint8 or, of pictures, also uint16 and float32. A video's planes."""
     shift: int = 0
     """Bits by which it is above the values that its file stores, see :class:`StoredPicture`."""
 
@@ -137,31 +139,51 @@ class VideoFile:
                 "copy it again, or write it as MP4",
             )
         _keep_depth(self._capture)
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self._step = 1.0 / rate if 0 < rate < 1e4 else 1.0 / _FPS
-        self._count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if self._path.endswith(_COUNTED) else 0
+        self._times = FileTimes(self._capture.get(cv2.CAP_PROP_FPS))
+        self._count = whole_count(self._path, self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._read = 0
-        self._first: Optional[float] = None
-        self._last = -self._step
 
     def read(self) -> Optional[Frame]:
         """See :class:`Source`; an end before the last frame that the file announces goes into ``note``."""
         picture = self._capture.retrieve()[1] if self._capture.grab() else None
         if picture is None:
-            if self._read < self._count:
-                self.note = f"{self._path} ends after {self._read} of {self._count} frames: it is damaged there"
+            self.note = early_end(self._path, self._read, self._count)
             return None
         self._read += 1
-        stored = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        self._first = stored if self._first is None else self._first
-        stamp = stored - self._first
-        # A raw stream stores no times, and some containers repeat one: the nominal rate goes on from the last.
-        self._last = stamp if stamp > self._last else self._last + self._step
-        return Frame(self._last, picture)
+        return Frame(self._times.stamp(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000), picture)
 
     def close(self) -> None:
         """See :class:`Source`."""
         self._capture.release()
+
+
+class FileTimes:
+    """The times of a file's frames, counted from the first; ``rate`` is its nominal rate, 0 where unknown.
+
+    A raw stream stores no times, and some containers repeat one: the nominal rate then goes on from the last.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._step = 1.0 / rate if 0 < rate < 1e4 else 1.0 / _FPS
+        self._first: Optional[float] = None
+        self._last = -self._step
+
+    def stamp(self, stored: Optional[float]) -> float:
+        """The time of the next frame, of which ``stored`` seconds are kept, if any."""
+        self._first = stored if self._first is None else self._first
+        stamp = self._last if stored is None or self._first is None else stored - self._first
+        self._last = stamp if stamp > self._last else self._last + self._step
+        return self._last
+
+
+def whole_count(path: str, announced: float) -> int:
+    """How many frames a file says it holds; 0 for containers that do not say."""
+    return int(announced) if path.endswith(_COUNTED) else 0
+
+
+def early_end(path: str, read: int, count: int) -> Optional[str]:
+    """What is wrong with a file that ended after ``read`` frames of ``count``; None where nothing is."""
+    return f"{path} ends after {read} of {count} frames: it is damaged there" if read < count else None
 
 
 class PictureSequence:

@@ -112,6 +112,8 @@ class ThermalInput:
         elif ir.dtype == np.float32:
             scaled = _scale(ir, span)
             np.subtract(np.float32(1), scaled, out=self._plane) if self.black_hot else np.copyto(self._plane, scaled)
+        elif ir.dtype == np.uint8:
+            cv2.LUT(ir, self._table_of(ir.dtype, span), dst=self._plane)
         else:
             np.take(self._table_of(ir.dtype, span), ir, out=self._plane, mode="clip")
         return self._plane

@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 from urllib.parse import parse_qs, urlsplit
 
 import cv2
-import numpy as np
 
 from .errors import DeviceError, DeviceInputError
+from .planes import bgr_of
 from .web_page import PAGE
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from .planes import Picture
 
 TOKEN_VARIABLE = "DUSKFUSE_WEB_TOKEN"
 SHORTEST_TOKEN = 16
@@ -86,7 +86,7 @@ class WebView:
         self.url = f"http://{shown}:{self.port}/" + (f"?token={self._token}" if self._token and not given else "")
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
 
-    def write(self, picture: NDArray[np.uint8], stamp: float) -> None:
+    def write(self, picture: Picture, stamp: float) -> None:
         """See `pipeline.Output`."""
         self._pictures.show(picture)
 
@@ -125,12 +125,12 @@ class _Pictures:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._picture: Optional[NDArray[np.uint8]] = None
+        self._picture: Optional[Picture] = None
         self._jpeg: Optional[bytes] = None
         self._number = 0
         self.over = False
 
-    def show(self, picture: NDArray[np.uint8]) -> None:
+    def show(self, picture: Picture) -> None:
         with self._changed:
             self._picture, self._jpeg = picture, None
             self._number += 1
@@ -149,7 +149,7 @@ class _Pictures:
                 return number, None
             newest, picture, jpeg = self._number, self._picture, self._jpeg
         if jpeg is None:
-            done, encoded = cv2.imencode(".jpg", picture, _JPEG)
+            done, encoded = cv2.imencode(".jpg", bgr_of(picture), _JPEG)
             jpeg = encoded.tobytes() if done else b""
             with self._changed:
                 if self._number == newest:
