@@ -128,13 +128,13 @@ def calibrated(frames: Sequence[Registered], cameras: Rig | None) -> Matched | s
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Errors by number of frames."""
-    out = {}
-    for count in sorted({row["frames"] for row in rows}):
-        of = [row for row in rows if row["frames"] == count]
+    """Errors by group and number of frames."""
+    out: dict[str, Any] = {}
+    for group, count in sorted({(row["group"], row["frames"]) for row in rows}):
+        of = [row for row in rows if (row["group"], row["frames"]) == (group, count)]
         errors = [row["error_px"] for row in of if "error_px" in row]
         to_own = [row["error_to_own_px"] for row in of if row.get("error_to_own_px") is not None]
-        out[f"{count} frames"] = {
+        out.setdefault(group, {})[f"{count} frames"] = {
             "calibrated": len(errors),
             "refused": len(of) - len(errors),
             "error_px": quantiles(errors),

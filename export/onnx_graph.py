@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from duskfuse.data.errors import VerificationError
 from duskfuse.data.fuser import Colour, FusionOutput
 from duskfuse.evaluate.fusers import CONTRACTS
+from duskfuse.export.uncomputed import uncomputed_convolutions
 from duskfuse.students.fold import fold_batchnorm
 
 OPSET = 17
@@ -76,16 +77,17 @@ def build_graph(deployed: DeployedStudent, *, size: tuple[int, int] | None = Non
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the tracing exporter announces its successor, which cannot write opset 17
         traced = Path(folder) / "traced.onnx"
-        torch.onnx.export(
-            deployed,
-            example,
-            traced,
-            input_names=list(contract.inputs),
-            output_names=[contract.output],
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,
-        )
+        with uncomputed_convolutions(deployed):
+            torch.onnx.export(
+                deployed,
+                example,
+                traced,
+                input_names=list(contract.inputs),
+                output_names=[contract.output],
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+            )
         model = onnx.load(traced)
     _drop_idle_casts(model)
     fold_sizes(model)
