@@ -13,7 +13,7 @@ from duskfuse.data.class_conventions import ObjectClasses, objects_named
 from duskfuse.data.errors import InputError
 from duskfuse.data.geometry import pad_reflected
 from duskfuse.data.weights import check_architecture, load_weights, read_card
-from duskfuse.tasks.detector_network import FUSED_CHANNELS, DetectorNetwork, HeadKind
+from duskfuse.tasks.detector_network import FUSED_CHANNELS, DetectorNetwork, HeadKind, levels_for
 from duskfuse.tasks.encoders import IMAGENET_MEAN, IMAGENET_STD
 from duskfuse.tasks.fusion_blocks import TOKENS, FusionBlock, new_fusion
 from duskfuse.tasks.irdfusion import PyramidFusion, differential_saliency
@@ -106,7 +106,7 @@ def new_detector(
     Raises:
         InputError: the weights hold something else, or are given for the other trunk.
     """
-    block = None if fusion is None else new_fusion(fusion, FUSED_CHANNELS, tokens)
+    block = None if fusion is None else new_fusion(fusion, FUSED_CHANNELS[-levels_for(head) :], tokens)
     network = DetectorNetwork(len(classes), trunk, head, block)
     if trunk_weights is not None:
         start_from_imagenet(network.trunk, trunk, trunk_weights)

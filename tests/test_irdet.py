@@ -110,13 +110,19 @@ def test_the_block_as_an_onnx_file(size: tuple[int, int], grid: tuple[int, int],
 
 
 @pytest.mark.parametrize("head", list(HeadKind))
-def test_every_block_that_the_head_looks_at_learns(head: HeadKind) -> None:
-    """The DETR head looks at strides 16 and 32, which do not depend on the block at stride 8."""
-    made = detector(head)
-    torch.autograd.backward(made.loss(made(pictures()), TRUTH))
+@pytest.mark.parametrize("fusion", [None, FusionBlock.CONCAT, FusionBlock.IRDFUSION])
+def test_everything_learns_that_there_is(head: HeadKind, fusion: FusionBlock | None) -> None:
+    """The DETR head looks at strides 16 and 32: before it there is nothing at stride 8 but a stage of the encoder."""
+    torch.manual_seed(0)
+    made = new_detector(CLASSES, head=head, fusion=fusion)
+    torch.autograd.backward(made.loss(made(pictures()[:, : made.channels]), TRUTH))
     without = [name for name, weight in made.named_parameters() if weight.grad is None or not weight.grad.any()]
-    unseen = "network.fusion.blocks.0" if head is HeadKind.DETR else "nothing"
-    assert not [name for name in without if name.startswith("network.fusion") and not name.startswith(unseen)]
+    assert all("to_shifts" in name for name in without), without  # behind layers that start at 0
+    levels = len(made.network.pyramid.lateral)
+    assert levels == (1 if head is HeadKind.DETR else 2)
+    if isinstance(made.network.fusion, PyramidFusion):
+        assert len(made.network.fusion.blocks) == levels
+        assert made.differences(pictures()).shape == (2, 1, 64, 96)
 
 
 def test_with_silent_outputs_irdfusion_is_the_concatenation() -> None:
