@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_clip import tiny_clip
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -28,10 +29,10 @@ from duskfuse.distill.task_training import SlgTraining, task_training
 from duskfuse.distill.train_task import train_task
 from duskfuse.tasks.fusion_blocks import FusionBlock
 from duskfuse.tasks.open_task_network import open_any_detector, open_task_network
-from duskfuse.tasks.slgnet.caption_rules import RuleCaptions
+from duskfuse.tasks.slgnet.caption_rules import RuleCaptions, every_text
 from duskfuse.tasks.slgnet.detector import SlgDetector
 from duskfuse.tasks.slgnet.rule_text import RuleText
-from duskfuse.tasks.slgnet.text_encoders import HashingEncoder, text_features
+from duskfuse.tasks.slgnet.text_encoders import ClipEncoder, HashingEncoder, text_features
 from duskfuse.tasks.slgnet.vit import FrozenVit, VitShape, open_vit, weights_sha256
 from duskfuse.tasks.task_network import Task
 
@@ -132,7 +133,12 @@ def test_a_run_leaves_adapters_that_name_their_backbone(by_rules: Path, backbone
 
 
 def test_an_interrupted_run_with_captions_of_a_file_resumes_exactly(
-    scenes: Path, backbone: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scenes: Path,
+    backbone: Path,
+    captions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     told = tmp_path / "captions.jsonl"
     told.write_text(captions.read_text())
@@ -173,6 +179,20 @@ def test_an_interrupted_run_with_captions_of_a_file_resumes_exactly(
     first, second = (load_file(tmp_path / name / "detector.safetensors") for name in ("cut", "whole"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert read_card(tmp_path / "whole" / "detector.safetensors").settings["captions"] == "given"
+    assert "here nothing is said about the pictures" not in capsys.readouterr().err
+    open_task_network(tmp_path / "whole" / "detector.safetensors", backbone=backbone)
+    assert "here nothing is said about the pictures" in capsys.readouterr().err
+
+
+def test_clip_encodes_the_rules_once_and_is_not_needed_again(scenes: Path, backbone: Path, tmp_path: Path) -> None:
+    clip, changes = tiny_clip(tmp_path / "clip"), (*TINY, "batches=1")
+    words = training(scenes, tmp_path / "run", backbone, "--text-encoder", str(clip))
+    assert "say --set slgnet.adapters.text_width=24" in refused(words, *changes)
+    ran(words, *changes, "slgnet.adapters.text_width=24")
+    opened = open_any_detector(tmp_path / "run" / "detector.safetensors", backbone)
+    assert isinstance(opened, SlgDetector)
+    assert opened.network.rules is not None
+    torch.testing.assert_close(opened.network.rules.vectors, ClipEncoder(clip).encode(every_text()))
 
 
 def test_evaluate_opens_it_around_its_backbone_alone(

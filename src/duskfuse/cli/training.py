@@ -259,16 +259,21 @@ def recipes_command(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with verb(as_json):
+        from rich.table import Table
+
         from duskfuse.distill.recipe_files import load_recipe, recipe_names
 
         recipes = [load_recipe(name) for name in recipe_names()]
-        show(
-            {
-                recipe.name: [f"{p.name}: {p.batches} batches of {', '.join(p.cycle)}" for p in recipe.phases]
-                for recipe in recipes
-            },
-            as_json,
-        )
+        phases = {
+            recipe.name: [f"{p.name}: {p.batches} batches of {', '.join(p.cycle)}" for p in recipe.phases]
+            for recipe in recipes
+        }
+        table = Table(box=None)
+        table.add_column("recipe", no_wrap=True)
+        table.add_column("phases")
+        for name, lines in phases.items():
+            table.add_row(name, "\n".join(lines))
+        show(phases, as_json, [table])
 
 
 @recipes_app.command("show")
