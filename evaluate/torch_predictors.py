@@ -22,7 +22,10 @@ from duskfuse.tasks.detection_scores import Boxes
 from duskfuse.tasks.open_segmenter import open_segmenter
 from duskfuse.tasks.open_task_network import open_any_detector
 from duskfuse.tasks.saliency import open_saliency
+from duskfuse.tasks.slgnet.detector import SlgDetector
 from duskfuse.tasks.task_network import RGB, Task, TaskNetwork
+
+_UNTOLD = ", without the captions that it had in training"
 
 
 class _TorchPredictor:
@@ -72,7 +75,8 @@ class DetectorPredictor(_TorchPredictor):
     def __init__(self, path: Path, table: ClassTable | None, backbone: Path | None = None) -> None:
         _check_kind(path, Task.DETECTION)
         detector = open_any_detector(path, backbone)
-        super().__init__(path, detector, f"boxes of {detector.classes.name}")
+        untold = isinstance(detector, SlgDetector) and detector.network.rules is None
+        super().__init__(path, detector, f"boxes of {detector.classes.name}{_UNTOLD if untold else ''}")
         self._classes = network_classes(path, {"names": json.dumps(detector.classes.names)}, table)
 
     def predict(self, rgb: Rgb) -> Boxes:

@@ -27,6 +27,7 @@ from duskfuse.distill.recipe_files import load_recipe
 from duskfuse.distill.slgnet_job import SlgDetectionJob
 from duskfuse.distill.task_training import SlgTraining, task_training
 from duskfuse.distill.train_task import train_task
+from duskfuse.evaluate.torch_predictors import DetectorPredictor
 from duskfuse.tasks.fusion_blocks import FusionBlock
 from duskfuse.tasks.open_task_network import open_any_detector, open_task_network
 from duskfuse.tasks.slgnet.caption_rules import RuleCaptions, every_text
@@ -180,8 +181,9 @@ def test_an_interrupted_run_with_captions_of_a_file_resumes_exactly(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert read_card(tmp_path / "whole" / "detector.safetensors").settings["captions"] == "given"
     assert "here nothing is said about the pictures" not in capsys.readouterr().err
-    open_task_network(tmp_path / "whole" / "detector.safetensors", backbone=backbone)
+    predictor = DetectorPredictor(tmp_path / "whole" / "detector.safetensors", None, backbone)
     assert "here nothing is said about the pictures" in capsys.readouterr().err
+    assert predictor.facts()["output"] == "boxes of scenes-4, without the captions that it had in training"
 
 
 def test_clip_encodes_the_rules_once_and_is_not_needed_again(scenes: Path, backbone: Path, tmp_path: Path) -> None:
