@@ -57,7 +57,7 @@ def settings_of(path: Path, said: Any, backbone: FrozenVit) -> SlgSettings:
         raise InputError(
             f"{path}: trained on the backbone {str(said.get(BACKBONE))[:12]}, not on this {here[:12]}",
             rule="adapters fit only the frozen backbone that they were trained around, with the same size of patches",
-            remedy="open that backbone",
+            remedy="give that backbone",
         )
     named = {field.name for field in fields(SlgSettings)}
     try:
