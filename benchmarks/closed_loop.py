@@ -6,7 +6,7 @@ DATA holds pairs in splits ``train`` and ``val`` with boxes and MFNet's label ma
 of cars, people and bicycles, and all pictures are halved. Without DATA, built-in scenes with exact truth take their
 place.
 
-Judges are trained on the student's own pictures; one more detector, of another seed, is never seen by a steering. The
+Judges are trained on the student's own pictures, or on what ``--judges-see`` says; one more detector, of another seed, is never seen by a steering. The
 steerings are trained on the same batches: all of it, without the punishment (α = 0), with the mean of the gradients in
 place of CAGrad, and with what CLDyN's code calls CAGrad. On the pairs held out, every judge scores the student's own
 pictures and those of every steering: fixed (what the task needs on average, as it is exported) and live (what the judge
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--student", default="edge")
     parser.add_argument("--trunk-weights", type=Path)
     parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--judges-see", default=OWN, choices=[OWN, "vis", "ir", "average"], help="in their training")
     parser.add_argument("--judge-share", type=float, default=1.0, help="of the judges' updates")
     parser.add_argument("--batches", type=int, default=400)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
@@ -103,7 +104,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "settings": {"data": str(options.data and options.data.name), "student": student, "updates": options.batches}
         | {"pairs": len(find_pairs(pairs, split="train")), "held out": len(find_pairs(pairs, split="val"))}
-        | {"judges": {name: UPDATES[task] * options.judge_share for name, (task, _) in JUDGES.items()}},
+        | {"judges": {name: UPDATES[task] * options.judge_share for name, (task, _) in JUDGES.items()}}
+        | {"judges see": options.judges_see},
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
         "student unchanged": digest == weights_digest(load_student(student)[0]),
         "steering": {name: training(steering.parent) for name, steering in steerings.items()},
@@ -132,7 +134,7 @@ def prepared(options: argparse.Namespace) -> Path:
 
 
 def judge(name: str, pairs: Path, own: Path, options: argparse.Namespace) -> Path:
-    """A task network trained on the student's own pictures."""
+    """A task network trained on the student's own pictures, or on others."""
     task, seed = JUDGES[name]
     work: Path = options.work
     out = work / "judges" / name.replace(", ", "-").replace(" ", "-")
@@ -144,7 +146,7 @@ def judge(name: str, pairs: Path, own: Path, options: argparse.Namespace) -> Pat
             task=task,
             out=out,
             classes=classes_of(task, options),
-            shown=f"fused={own}",
+            shown=f"fused={own}" if options.judges_see == OWN else options.judges_see,
             trunk_weights=options.trunk_weights,
             changes=(
                 *SMALL,
