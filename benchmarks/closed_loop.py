@@ -6,11 +6,12 @@ DATA holds pairs in splits ``train`` and ``val`` with boxes and MFNet's label ma
 of cars, people and bicycles, and all pictures are halved. Without DATA, built-in scenes with exact truth take their
 place.
 
-Judges are trained on the student's own pictures, or on what ``--judges-see`` says; one more detector, of another seed, is
-never seen by a steering. The steerings are trained on the same batches: all of it, without the punishment (α = 0), with
-the mean of the gradients in place of CAGrad, and with what CLDyN's code calls CAGrad. On the pairs held out, every judge
-scores the student's own pictures and those of every steering: fixed (what the task needs on average, as it is exported)
-and live (what the judge sees in each picture; the detector not seen in training asks with its own features).
+Judges are trained on the student's own pictures, or on what ``--judges-see`` says; one more detector, of another
+seed, is never seen by a steering. The steerings are trained on the same batches: all of it, without the punishment (α
+= 0), with the mean of the gradients in place of CAGrad, and with what CLDyN's code calls CAGrad. On the pairs held
+out, every judge scores the student's own pictures and those of every steering: fixed (what the task needs on average,
+as it is exported) and live (what the judge sees in each picture; the detector not seen in training asks with its own
+features).
 """
 
 from __future__ import annotations
