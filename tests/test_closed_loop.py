@@ -91,7 +91,14 @@ def trained_loop(batches: int, punishment: float = 5.0, rule: Combination = Comb
     for number in range(batches):
         generator = torch.Generator().manual_seed(number)
         update = update_of(
-            loop, batch_of(number), scales, punishment=punishment, combination=rule, radius=0.5, generator=generator
+            loop,
+            batch_of(number),
+            scales,
+            punishment=punishment,
+            fidelity=0,
+            combination=rule,
+            radius=0.5,
+            generator=generator,
         )
         put_gradient(update.direction, parameters)
         nn.utils.clip_grad_norm_(parameters, 1)
@@ -201,7 +208,7 @@ def test_a_task_without_ground_truth_takes_no_part() -> None:
     assert batch.label is not None
     for judge in loop.tasks:
         nn.init.zeros_(judge.network.get_parameter("network.0.weight"))
-    options: dict[str, Any] = {"punishment": 5, "combination": Combination.CAGRAD, "radius": 0.5}
+    options: dict[str, Any] = {"punishment": 5, "fidelity": 0, "combination": Combination.CAGRAD, "radius": 0.5}
     batch.label.fill_(255)
     loop.network.train()
     update = update_of(loop, batch, scales, generator=torch.Generator().manual_seed(0), **options)
@@ -239,6 +246,25 @@ def test_layers_that_are_not_there_or_give_no_maps_are_named() -> None:
         LoopTask(flat.freeze(), "network.2").see(batch.vis, batch)
 
 
+def test_departing_from_the_students_own_picture_costs_its_mean_absolute_difference(trained: ClosedLoop) -> None:
+    """The direction differs by the weight times the gradient of mean |steered − first|, of one task by itself."""
+    loop, batch = ClosedLoop(trained.network, trained.tasks[:1]), batch_of(3)
+    options: dict[str, Any] = {"punishment": 5, "combination": Combination.MEAN, "radius": 0.5}
+    plain, held = (
+        update_of(loop, batch, TaskScales(), fidelity=weight, generator=torch.Generator(), **options)
+        for weight in (0.0, 2.0)
+    )
+    first = loop.first_pictures(batch)
+    departure = (loop.turn(batch, loop.tasks[0], first).picture - first).abs().mean()
+    parameters = list(loop.network.steering.parameters())
+    gradients = torch.autograd.grad(departure, parameters, allow_unused=True)
+    pairs = zip(parameters, gradients, strict=True)
+    wanted = torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in pairs])
+    assert float(departure.detach()) > 0
+    assert held.losses[loop.tasks[0].name]["departure"] == pytest.approx(float(departure.detach()))
+    assert torch.allclose(held.direction - plain.direction, 2 * wanted, atol=1e-6)
+
+
 def test_without_the_punishment_harm_is_more_frequent() -> None:
     """Direction only: how often a task is worse than on the first picture, along equal runs of a short training."""
     harm = {}
@@ -253,6 +279,7 @@ def test_without_the_punishment_harm_is_more_frequent() -> None:
                 batch_of(number),
                 scales,
                 punishment=punishment,
+                fidelity=0,
                 combination=Combination.MEAN,
                 radius=0.5,
                 generator=torch.Generator().manual_seed(number),

@@ -20,6 +20,7 @@ from duskfuse.export.onnx_graph import DeployedStudent, build_graph
 from duskfuse.export.verify import psnr_db
 from duskfuse.students.fold import fold_batchnorm
 from duskfuse.students.steering.compensation import Compensation
+from duskfuse.students.steering.description import Resolution
 from duskfuse.students.steering.fixed import FixedCompensation, FixedSteering
 from duskfuse.students.steering.steered import SteeredStudent, Steering, weights_digest
 from duskfuse.students.steering.steering_file import save_steering
@@ -33,7 +34,9 @@ def live(name: str, student: nn.Module | None = None) -> SteeredStudent:
     """Two tasks with different needs; weights and statistics that are not those of the start."""
     torch.manual_seed(0)
     student = student or build_student(name, {})
-    network = SteeredStudent(student, Steering(taps_of(student), ("detection", "segmentation")))
+    by_scale = Resolution(channels=False)
+    steering = Steering(taps_of(student), ("detection", "segmentation"), resolution=by_scale)
+    network = SteeredStudent(student, steering)
     for tap in network.steering.taps:
         module = network.steering.compensation(tap.module)
         for parameter in module.leave.parameters():

@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_behind_and_the_student_alone(pairs: Path, finis
     assert set(report["losses"]["segmentation"]) == {"first", "live", "fixed"}
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["batch"] for line in lines] == [0, 1, 2, 3]
-    assert set(lines[0]["tasks"]["segmentation"]) == {"first", "steered", "punishment", "scale"}
+    assert set(lines[0]["tasks"]["segmentation"]) == {"first", "steered", "punishment", "departure", "scale"}
     assert lines[0]["tasks"]["segmentation"]["first"] == lines[0]["tasks"]["segmentation"]["steered"]
     assert read_picture(finished / "samples" / "0000004.png").shape[1] == 4 * (32 + 4)
     student, _ = load_student("nano")

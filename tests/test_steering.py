@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
@@ -309,10 +310,33 @@ def test_other_features_give_another_picture_and_none_needs_training_anew() -> N
     assert len({float(y.sum()) for y in made[:5]}) > 1
 
 
+def test_a_description_tells_channels_apart_where_the_published_one_does_not() -> None:
+    """Output k has the k-th cosine over the channels, one channel after the other; shuffled channels are told apart."""
+    torch.manual_seed(3)
+    module, published = Description(), Description(PUBLISHED)
+    published.load_state_dict(module.state_dict())
+    maps, task = torch.randn(1, 8, 12, 14), torch.rand(1, 40, 4, 4) * torch.rand(1, 40, 1, 1)
+    rows = module.query_task((task / task.square().mean().add(1e-6).sqrt()).flatten(1)[:, None])[0]
+    expected = torch.zeros(128)
+    for k in range(128):
+        for channel, values in enumerate(rows[k].view(40, 16)):
+            cosine = math.cos(math.pi * k * (channel + 0.5) / 40) * math.sqrt(2 / 40) if k else 1 / 40
+            expected[k] += values.mean() * cosine
+    assert torch.allclose(module(maps, task).query[0, :128], expected, atol=1e-5)
+    other = task[:, torch.randperm(40)]
+    with torch.no_grad():
+        told, forgotten = (
+            float((d(maps, task).query - d(maps, other).query).norm() / d(maps, task).query[:, :128].norm())
+            for d in (module, published)
+        )
+    assert told > 0.5
+    assert forgotten < 0.05
+
+
 def test_averaging_features_first_leaves_small_ones_alone_and_costs_a_fraction() -> None:
     """Costs at 768×1024 with 512×24×32 features, per compensated map: the published 72.9 G against 4.5 G."""
     torch.manual_seed(7)
-    cheap, full = Description(), Description(PUBLISHED)
+    cheap, full = Description(Resolution(channels=False)), Description(PUBLISHED)
     full.load_state_dict(cheap.state_dict())
     maps, task = torch.randn(2, 8, 20, 24), torch.randn(2, 9, 16, 11)
     for one, other in zip(cheap(maps, task), full(maps, task), strict=True):

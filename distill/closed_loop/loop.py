@@ -4,7 +4,9 @@
 
 c is a task's own loss. That on the first picture is a constant, so the punishment changes no direction: it makes the
 gradient 1 + α times as long exactly where steering does harm. Tasks' losses have different scales, which the published
-code leaves to the combination of gradients; here each is divided by a running mean of its loss on first pictures.
+code leaves to the combination of gradients; here each is divided by a running mean of its loss on first pictures, and
+what the steered picture departs from the first one, mean |ΔRGB|, is added: steering is to serve the task, not to make
+another picture.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ class Update(NamedTuple):
     direction: Tensor
     """Like all parameters of the steering one after the other."""
     losses: Mapping[str, Mapping[str, float]]
-    """By task: first, steered, punishment, scale."""
+    """By task: first, steered, punishment, departure, scale."""
 
 
 def update_of(
@@ -117,6 +119,7 @@ def update_of(
     scales: TaskScales,
     *,
     punishment: float,
+    fidelity: float,
     combination: Combination,
     radius: float,
     generator: torch.Generator,
@@ -131,11 +134,13 @@ def update_of(
             continue
         scale = scales.updated(task.name, float(turn.first))
         earned = objective(turn.steered, turn.first, punishment)
-        rows.append(_flat_gradient(earned.total / scale, parameters))
+        departure = (turn.picture - first).abs().mean()
+        rows.append(_flat_gradient(earned.total / scale + fidelity * departure, parameters))
         losses[task.name] = {
             "first": float(turn.first),
             "steered": float(turn.steered.detach()),
             "punishment": float(earned.punishment.detach()),
+            "departure": float(departure.detach()),
             "scale": scale,
         }
     if not rows:

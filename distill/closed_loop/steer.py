@@ -187,7 +187,7 @@ def _has_truth(pair: PairFiles, tasks: Mapping[Task, Path]) -> bool:
 
 def _new_network(config: SteerTraining) -> SteeredStudent:
     student, _ = load_student(config.student)
-    resolution = Resolution(config.image_side, config.task_side)
+    resolution = Resolution(config.image_side, config.task_side, config.channels)
     names = [task.value for task in config.critics]
     return SteeredStudent(student, Steering(taps_of(student, config.taps), names, config.branches, resolution))
 
@@ -261,6 +261,7 @@ class _Run:
             batch,
             self._scales,
             punishment=config.punishment,
+            fidelity=config.fidelity,
             combination=config.combination,
             radius=config.radius,
             generator=torch.Generator().manual_seed(config.seed * _PRIME + number),

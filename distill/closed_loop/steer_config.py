@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from duskfuse.data.errors import InputError
 from duskfuse.distill.closed_loop.cagrad import Combination
-from duskfuse.distill.recipe import DataConfig, OptimiserConfig, Positive
+from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive
 from duskfuse.distill.recipe_files import apply_change
 from duskfuse.students.steering.base_vectors import VECTORS
 from duskfuse.students.steering.compensation import BRANCHES
@@ -19,7 +19,11 @@ from duskfuse.tasks.task_network import Task
 
 
 class SteerTraining(BaseModel):
-    """Published numbers where there are such: α = 5, c = 0.5, Adam at 1e-2 with a decay of 1e-4, batches of 4."""
+    """Published numbers where there are such: α = 5, c = 0.5, 1e-2 with a decay of 1e-4, batches of 4.
+
+    The decay is AdamW's. Published is Adam's, which is added to the gradient before that is scaled: what reads the task's
+    features has gradients smaller than that, and shrinks to nothing within 300 updates.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,8 +43,12 @@ class SteerTraining(BaseModel):
     """The student's maps are described at no more than this, null at their own size as published."""
     task_side: Positive | None = Resolution.task
     """The task's features likewise."""
+    channels: bool = Resolution.channels
+    """Whether the description tells the task's channels apart; the published one does not."""
     punishment: Annotated[float, Field(ge=0)] = 5.0
     """α."""
+    fidelity: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the mean absolute difference to the student's own picture; 0 as published."""
     combination: Combination = Combination.CAGRAD
     """How the gradients of the tasks become one."""
     radius: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -48,7 +56,7 @@ class SteerTraining(BaseModel):
     seed: int = 2
     batches: Positive = 600
     data: DataConfig = DataConfig(crop=(160, 192), batch=4, masks=1)
-    optimiser: OptimiserConfig = OptimiserConfig(lr=1e-2, warmup=20, clip_norm=1, weight_decay=1e-4)
+    optimiser: OptimiserConfig = OptimiserConfig(kind=OptimiserKind.ADAMW, lr=1e-2, warmup=20, clip_norm=1, weight_decay=1e-4)
     save_every: Positive = 100
     """Batches between checkpoints."""
     sample_every: Positive = 200

@@ -3,6 +3,10 @@
 The published form convolves the student's map at its full resolution and the task's features as one sequence of C·h·w
 values, which makes the description cost several times the fusion itself and grow with both resolutions. The default
 averages both down to a bounded size first; parameters are the same ones.
+
+It also takes the mean over that sequence, in which it is lost what channel responds: two task networks whose features
+have the same distribution get one description. The default takes a place's mean for every channel, and of the k-th
+output the k-th cosine over the channels, which suits any number of them and needs no parameter.
 """
 
 from __future__ import annotations
@@ -34,13 +38,15 @@ class Descriptor(NamedTuple):
 
 @dataclass(frozen=True)
 class Resolution:
-    """Sides to which features are averaged down before they are described; None leaves them as they are."""
+    """Sides to which features are averaged down before they are described, None for as they are; and what is kept."""
 
     image: int | None = 128
     task: int | None = 16
+    channels: bool = True
+    """Whether a description tells the task's channels apart."""
 
 
-PUBLISHED = Resolution(image=None, task=None)
+PUBLISHED = Resolution(image=None, task=None, channels=False)
 
 
 class Description(nn.Module):
@@ -63,9 +69,15 @@ class Description(nn.Module):
         maps = _averaged(maps, self.resolution.image)
         sequence = _averaged(features.to(maps.dtype), self.resolution.task).flatten(1)[:, None]
         scaled = sequence * torch.rsqrt(sequence.float().square().mean(dim=2, keepdim=True) + _EPSILON)
+        if self.resolution.channels:  # scales differ between networks more than needs do
+            selection, query = (
+                _over_channels(part(scaled), features.shape[1]) for part in (self.selection_task, self.query_task)
+            )
+        else:
+            selection, query = self.selection_task(sequence).mean(dim=2), self.query_task(scaled).mean(dim=2)
         return Descriptor(
-            torch.cat([self.selection_task(sequence).mean(dim=2), self.selection_image(maps).mean(dim=(2, 3))], dim=1),
-            torch.cat([self.query_task(scaled).mean(dim=2), self.query_image(maps).mean(dim=(2, 3))], dim=1),
+            torch.cat([selection, self.selection_image(maps).mean(dim=(2, 3))], dim=1),
+            torch.cat([query, self.query_image(maps).mean(dim=(2, 3))], dim=1),
         )
 
     def macs(self, size: tuple[int, int], features: tuple[int, int, int]) -> int:
@@ -92,6 +104,18 @@ def _map_network(*widths: int) -> nn.Sequential:
         conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         layers += [conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(_SLOPE)]
     return nn.Sequential(*layers)
+
+
+def _over_channels(rows: Tensor, channels: int) -> Tensor:
+    """Of output k of ``[B, K, C·h·w]``, the k-th coefficient of the cosine transform of its C channels' means: ``[B, K]``.
+
+    It is the orthonormal transform, except that the first is the plain mean.
+    """
+    means = torch.unflatten(rows, 2, (channels, -1)).mean(dim=3)
+    order = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float32)[:, None]
+    places = (torch.arange(channels, device=rows.device, dtype=torch.float32) + 0.5) / channels
+    weights = torch.cos(torch.pi * order * places) * torch.where(order > 0, (2 / channels) ** 0.5, 1 / channels)
+    return torch.einsum("bkc,kc->bk", means, weights.to(means.dtype))
 
 
 def _bounded(size: tuple[int, int], most: int | None) -> tuple[int, int]:

@@ -32,6 +32,7 @@ class SteeringSettings(BaseModel):
     branches: int
     image_side: int | None
     task_side: int | None
+    channels: bool
     tasks: list[str]
     punishment: float
     """α, that it was trained with."""
@@ -54,6 +55,7 @@ def save_steering(
         branches=steering.branches,
         image_side=steering.resolution.image,
         task_side=steering.resolution.task,
+        channels=steering.resolution.channels,
         tasks=list(steering.tasks),
         punishment=punishment,
     )
@@ -92,7 +94,7 @@ def load_steering(path: Path, student: nn.Module) -> SteeredStudent:
             rule="steering fits the very weights that it was trained around",
             remedy=_REMEDY,
         )
-    resolution = Resolution(settings.image_side, settings.task_side)
+    resolution = Resolution(settings.image_side, settings.task_side, settings.channels)
     steering = Steering(taps_of(student, settings.taps), settings.tasks, settings.branches, resolution)
     load_weights(path, steering, ARCHITECTURE)
     return SteeredStudent(student, steering).eval()
