@@ -15,7 +15,10 @@ from duskfuse.data.errors import InputError
 from duskfuse.distill.closed_loop.cagrad import Combination
 from duskfuse.distill.closed_loop.loop import ClosedLoop, TaskScales, objective, put_gradient, update_of
 from duskfuse.distill.closed_loop.loop_task import LoopTask, deepest_layer
+from duskfuse.distill.closed_loop.steer_config import SteerTraining
 from duskfuse.distill.context import Batch
+from duskfuse.distill.optimisers import build_optimiser
+from duskfuse.distill.recipe import OptimiserKind
 from duskfuse.students.steering.steered import SteeredStudent, Steering, weights_digest
 from duskfuse.students.steering.taps import taps_of
 from duskfuse.students.zoo import build_student, load_student
@@ -244,6 +247,38 @@ def test_layers_that_are_not_there_or_give_no_maps_are_named() -> None:
     batch = batch_of(0)
     with pytest.raises(InputError, match="gives no maps"):
         LoopTask(flat.freeze(), "network.2").see(batch.vis, batch)
+
+
+def test_the_default_decay_leaves_what_reads_the_task_and_the_published_one_erases_it() -> None:
+    """Lengths of the weights that describe the task's features for the choice of vectors, after eight updates."""
+    default = SteerTraining(student="nano", critics={}).optimiser
+    kept = {}
+    for kind in (OptimiserKind.ADAM, default.kind):
+        loop, scales = loop_around(), TaskScales()
+        loop.network.train()
+        steering = loop.network.steering
+        optimiser = build_optimiser(default.model_copy(update={"kind": kind}), steering)
+        readers = [
+            steering.compensation(tap.module).get_parameter("describe.query_task.2.weight") for tap in steering.taps
+        ]
+        before = [float(weight.detach().norm()) for weight in readers]
+        for number in range(8):
+            generator = torch.Generator().manual_seed(number)
+            update = update_of(
+                loop,
+                batch_of(number),
+                scales,
+                punishment=5,
+                fidelity=1,
+                combination=Combination.CAGRAD,
+                radius=0.5,
+                generator=generator,
+            )
+            put_gradient(update.direction, list(steering.parameters()))
+            optimiser.step()
+        kept[kind] = min(float(w.detach().norm()) / b for w, b in zip(readers, before, strict=True))
+    assert kept[OptimiserKind.ADAM] < 0.7
+    assert kept[default.kind] > 0.95
 
 
 def test_departing_from_the_students_own_picture_costs_its_mean_absolute_difference(trained: ClosedLoop) -> None:

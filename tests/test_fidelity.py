@@ -22,7 +22,7 @@ ROWS = {
     "Real-time student: acceptance checks": 17,
     "IRDFusion: what article and code get wrong": 15,
     "IRDFusion: acceptance checks": 17,
-    "CLDyN: what article and code get wrong": 12,
+    "CLDyN: what article and code get wrong": 15,
     "CLDyN: acceptance checks": 16,
     "SLGNet: what article and code get wrong": 12,
     "SLGNet: acceptance checks": 15,
