@@ -79,11 +79,14 @@ def test_two_videos_become_one_with_every_frame_at_its_time(
     stamps = [(n, t + (rng.uniform(-0.008, 0.008) if n else 0)) for n, t in STEADY]  # a jittering visible camera
     ir, vis = write_pair(tmp_path, STEADY, stamps)
     out = tmp_path / "made" / "fused.mp4"
+    threads = cv2.getNumThreads()
     assert live("--ir", ir, "--vis", vis, "--model", model, "--out", out, "--stats", tmp_path / "s.json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "s.json").read_text())
     assert printed["frames"] == printed["paired"] == 40
     assert set(printed["stages_ms"]) == {"read ir", "read vis", "prepare", "fuse", "finish", "write"}
+    assert set(printed["stages_cpu_ms"]) == set(printed["stages_ms"])
+    assert cv2.getNumThreads() == threads, "OpenCV's threads are as before the run"
     assert sum(printed["dropped"].values()) == sum(printed["unpaired"].values()) == 0
     frames = read_video(out)
     assert [number_of(picture) for _, picture in frames] == list(range(40))

@@ -7,10 +7,10 @@ frame, so that none is late. A live source that is lost is opened again, with gr
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from typing import Any, Callable, Deque, Optional
 
+from .live_statistics import StageTimes
 from .sources import Frame, Source
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
@@ -80,16 +80,17 @@ class Handover:
 
 
 class Reader:
-    """Reads ``source`` on a thread into ``frames``.
+    """Reads ``source`` on a thread into ``frames``; ``times`` gets what a frame took, of a live source with the wait.
 
     ``changed`` is called with what the user should know: a stream that was lost, and one that is back.
     """
 
-    def __init__(self, source: Source, frames: Handover, changed: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, source: Source, frames: Handover, times: StageTimes, changed: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.source, self.frames = source, frames
         self.read = self.lost = 0
-        self.seconds: Deque[float] = deque(maxlen=1000)
-        """Time that reading and decoding one frame took, of a live source with the wait for it."""
+        self._times = times
         self.ended = False
         """Whether the source itself has come to its end; a reading that failed or was stopped has not."""
         self._changed = changed
@@ -118,12 +119,12 @@ class Reader:
 
     def _read_on(self) -> None:
         while not self._finish.is_set():
-            started = time.perf_counter()
+            self._times.begin()
             frame: Optional[Frame] = self.source.read()
             if frame is None:
                 self.ended = True
                 return
-            self.seconds.append(time.perf_counter() - started)
+            self._times.end()
             self.read += 1
             self.frames.put(frame)
 

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence
 
+import cv2
+
 from .errors import DeviceInputError
 from .network import add_model_arguments, network_of
 from .outputs import RtspPush, Window, is_video_name, open_output
@@ -95,8 +97,11 @@ def run(args: argparse.Namespace) -> int:
 
 def network_threads() -> int:
     """Threads for the network beside those that read and write: all cores but one, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
+    return max(1, _cores() - 1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_live(options: LiveOptions, network: PlaneNetwork, thermal: ThermalInput) -> Dict[str, Any]:
@@ -165,6 +170,8 @@ def write_statistics(path: Path, content: Dict[str, Any]) -> None:
 def _drive(pipeline: Pipeline, window: Optional[Window], stats: Optional[Path], say: _Say) -> bool:
     """Run the pipeline to its end from the main thread; whether the user ended it."""
     next_write = time.monotonic() + _STATISTICS_EVERY_S
+    opencv_threads = cv2.getNumThreads()
+    cv2.setNumThreads(max(1, _cores() // 2))  # the stages overlap already, and the network needs its cores
     with _Wish() as wish:
         try:
             pipeline.start()
@@ -183,6 +190,7 @@ def _drive(pipeline: Pipeline, window: Optional[Window], stats: Optional[Path], 
                     write_statistics(stats, {"live": pipeline.live, **pipeline.to_json()})
         finally:
             pipeline.close()
+            cv2.setNumThreads(opencv_threads)
             say.status(pipeline, last=True)
         return wish.ended_at is not None
 

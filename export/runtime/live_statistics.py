@@ -20,12 +20,30 @@ RECENT = 1000
 _RATE_FRAMES = 60
 
 
+class StageTimes:
+    """Seconds that a stage took for each of its last frames, by the clock and of its thread's processor time."""
+
+    def __init__(self) -> None:
+        self.clock: Deque[float] = deque(maxlen=RECENT)
+        self.processor: Deque[float] = deque(maxlen=RECENT)
+        self._begun = 0.0, 0.0
+
+    def begin(self) -> None:
+        """A frame's work begins, on the stage's own thread."""
+        self._begun = time.perf_counter(), time.thread_time()
+
+    def end(self) -> None:
+        """It is done."""
+        self.clock.append(time.perf_counter() - self._begun[0])
+        self.processor.append(time.thread_time() - self._begun[1])
+
+
 class LiveStatistics:
     """Counts and times of one run; every method may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._stages: Dict[str, Deque[float]] = {}
+        self._stages: Dict[str, StageTimes] = {}
         self._skews: Deque[float] = deque(maxlen=RECENT)
         self._latencies: Deque[float] = deque(maxlen=RECENT)
         self._done_at: Deque[float] = deque(maxlen=_RATE_FRAMES)
@@ -37,10 +55,10 @@ class LiveStatistics:
         self.missing: Optional[str] = None
         """The stream that is silent now."""
 
-    def stage(self, name: str, seconds: float) -> None:
-        """Enter the time that one frame took in a stage."""
+    def stage(self, name: str) -> StageTimes:
+        """Where the stage ``name`` enters its times."""
         with self._lock:
-            self._stages.setdefault(name, deque(maxlen=RECENT)).append(seconds)
+            return self._stages.setdefault(name, StageTimes())
 
     def pair(self, pair: Pair) -> None:
         """Enter a pair that goes on to be fused."""
@@ -96,7 +114,8 @@ class LiveStatistics:
                 "missing": self.missing,
                 "skew_ms": percentiles_ms(np.abs(self._skews) if self._skews else ()),
                 "latency_ms": percentiles_ms(self._latencies),
-                "stages_ms": {name: percentiles_ms(times) for name, times in self._stages.items()},
+                "stages_ms": {name: percentiles_ms(list(times.clock)) for name, times in self._stages.items()},
+                "stages_cpu_ms": {name: percentiles_ms(list(times.processor)) for name, times in self._stages.items()},
                 "memory_mb": memory_mb(),
             }
 

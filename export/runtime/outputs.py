@@ -125,6 +125,7 @@ class Encoder:
         self._first: Optional[float] = None
         self._last = -1
         self._stream: Any = None
+        self._planar: Any = None
         try:
             self._container: Any = av.open(place, "w", format=container, options=container_options or {})
             self._stream = self._container.add_stream(codec, rate=30, options=options)
@@ -176,10 +177,11 @@ class Encoder:
         import av
 
         if isinstance(picture, Planes) and picture.shape == self._size:
-            frame = av.VideoFrame(self._size[1], self._size[0], "yuv420p")
+            self._planar = self._planar or av.VideoFrame(self._size[1], self._size[0], "yuv420p")
+            self._planar.make_writable()  # the same memory again, as soon as the encoder has let it go
             for number, plane in enumerate(picture):
-                np.copyto(stored_plane(frame.planes[number]), plane)
-            return frame
+                np.copyto(stored_plane(self._planar.planes[number]), plane)
+            return self._planar
         planes = cv2.cvtColor(self._fit(bgr_of(picture)), cv2.COLOR_BGR2YUV_I420)
         return av.VideoFrame.from_ndarray(planes, format="yuv420p")
 

@@ -23,7 +23,7 @@ from .capture import FILE_FRAMES, Handover, Reader, Stopped
 from .errors import DeviceError, DeviceInputError
 from .frame_forms import as_colour, colour_picture, colour_planes, grey_picture, one_channel
 from .fuser import luminance, recombine
-from .live_statistics import LiveStatistics, percentiles_ms
+from .live_statistics import LiveStatistics
 from .liveness import liveness, mixed
 from .overlay import label, notice, side_by_side
 from .pairing import IR, MAX_SKEW, SIDES, STALL, VIS, Pair, Pairing
@@ -123,7 +123,8 @@ class Pipeline:
         ahead = 1 if self.live else FILE_FRAMES
         self._frames = {side: Handover(ahead, newest=self.live, signal=arrivals) for side in SIDES}
         self._queues = {name: self._queue() for name in ("paired", "prepared", "fused", "finished")}
-        self._readers = {side: Reader(sources[side], self._frames[side], say) for side in SIDES}
+        times = {side: self.statistics.stage(f"read {side}") for side in SIDES}
+        self._readers = {side: Reader(sources[side], self._frames[side], times[side], say) for side in SIDES}
         self._size: Optional[Tuple[int, int]] = None
         self._keeps_planes = keeps_planes(network, settings)
         self._lock = threading.Lock()
@@ -170,9 +171,6 @@ class Pipeline:
         dropped = {f"read {side}": self._frames[side].dropped for side in SIDES}
         dropped.update({name: queue.dropped for name, queue in self._queues.items()})
         result = self.statistics.to_json(self._pairing.unpaired, dropped)
-        result["stages_ms"].update(
-            {f"read {side}": percentiles_ms(list(reader.seconds)) for side, reader in self._readers.items()}
-        )
         result["read"] = {side: reader.read for side, reader in self._readers.items()}
         result["lost"] = {side: reader.lost for side, reader in self._readers.items()}
         return result
@@ -222,13 +220,14 @@ class Pipeline:
             queue.stop()
 
     def _run_stage(self, name: str, work: Callable[[_Work], None], taken: Handover, put: Optional[Handover]) -> None:
+        times = self.statistics.stage(name)
         while True:
             item = taken.take()
             if item is None:
                 break
-            started = time.perf_counter()
+            times.begin()
             work(item)
-            self.statistics.stage(name, time.perf_counter() - started)
+            times.end()
             if put is not None:
                 put.put(item)
         if put is not None:

@@ -58,7 +58,8 @@ class PlanarVideo:
             self.note = early_end(self.name, self._read, whole_count(self.name, self._stream.frames))
             return None
         self._read += 1
-        return Frame(self._times.stamp(frame.time), _planes(frame))
+        stored = None if frame.pts is None else float(frame.pts * self._stream.time_base)
+        return Frame(self._times.stamp(stored), _planes(frame))
 
     def close(self) -> None:
         """See `sources.Source`."""
@@ -83,11 +84,12 @@ def in_planes(source: Source) -> Source:
         import av
 
         with av.open(source.name) as container:
+            container.streams.video[0].codec_context.thread_count = 1
             frame = next(container.decode(video=0))
     except (ImportError, StopIteration, IndexError, *_FAULTS):
         return source
     tagged = frame.colorspace in _BT601 and frame.color_range != _FULL_RANGE
-    upright = getattr(frame, "rotation", None) == 0  # PyAV before 13 does not know
+    upright = getattr(frame, "rotation", None) == 0  # PyAV before 14.1 does not know
     return PlanarVideo(source.name) if _is_planar(frame) and tagged and upright else source
 
 

@@ -87,11 +87,15 @@ def _largest_factor(y: NDArray[np.uint8], vis: Planes) -> NDArray[np.float32]:
     red = _weighted(vis, 0, _V_IN_RED)
     green = _weighted(vis, _U_IN_GREEN, _V_IN_GREEN)
     blue = _weighted(vis, _U_IN_BLUE, 0)
-    above = cv2.max(cv2.max(cv2.max(red, green), blue), _TINY)  # a grey block has no chroma to scale
-    below = cv2.min(cv2.min(cv2.min(red, green), blue), -_TINY)
+    above = cv2.max(cv2.max(red, green), blue)
+    below = cv2.min(cv2.min(red, green, dst=red), blue, dst=red)
+    cv2.max(above, _TINY, dst=above)  # a grey block has no chroma to scale
+    cv2.min(below, -_TINY, dst=below)
     level = y.astype(np.float32)
-    factor = cv2.min(cv2.divide(WHITE - level, above), cv2.divide(BLACK - level, below))
-    return np.asarray(cv2.min(factor, 1.0), np.float32)
+    cv2.divide(WHITE - level, above, dst=above)
+    cv2.divide(BLACK - level, below, dst=below)
+    cv2.min(above, below, dst=above)
+    return np.asarray(cv2.min(above, 1.0, dst=above), np.float32)
 
 
 def _weighted(vis: Planes, u: float, v: float) -> Any:
