@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--student", default="edge")
     parser.add_argument("--trunk-weights", type=Path)
     parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--judges", nargs="+", default=list(JUDGES), choices=JUDGES)
     parser.add_argument("--judges-see", default=OWN, choices=[OWN, "vis", "ir", "average"], help="in their training")
     parser.add_argument("--judge-share", type=float, default=1.0, help="of the judges' updates")
     parser.add_argument("--batches", type=int, default=400)
@@ -96,7 +97,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     own = work / "pictures" / OWN
     for split in ("train", "val"):
         fuse(pairs / split / "ir", pairs / split / "vis", own, model=student)
-    judges = {name: judge(name, pairs, own, options) for name in JUDGES}
+    judges = {name: judge(name, pairs, own, options) for name in options.judges}
     digest = weights_digest(load_student(student)[0])
     steerings = {name: steered(name, pairs, judges, options) for name in options.variants}
     rows = {OWN: own}
@@ -105,7 +106,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "settings": {"data": str(options.data and options.data.name), "student": student, "updates": options.batches}
         | {"pairs": len(find_pairs(pairs, split="train")), "held out": len(find_pairs(pairs, split="val"))}
-        | {"judges": {name: UPDATES[task] * options.judge_share for name, (task, _) in JUDGES.items()}}
+        | {"judges": {name: UPDATES[JUDGES[name][0]] * options.judge_share for name in judges}}
         | {"judges see": options.judges_see},
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
         "student unchanged": digest == weights_digest(load_student(student)[0]),
@@ -176,7 +177,7 @@ def steered(name: str, pairs: Path, judges: Mapping[str, Path], options: argpars
         steer(
             pairs,
             student=options.student,
-            critics=[judges[task.value] for task in Task],
+            critics=[judges[task.value] for task in Task if task.value in judges],
             out=out,
             changes=(*SMALL, f"batches={options.batches}", "data.crop=[160, 192]", *VARIANTS[name]),
             overwrite=True,
@@ -198,7 +199,7 @@ def pictures(
     """Folders of held-out pictures: fixed for every task, and live for every judge."""
     place = options.work / "pictures" / name.replace(" ", "-")
     found = {}
-    for task in Task:
+    for task in (task for task in Task if task.value in judges):
         found[f"{name}, fixed for {task}"] = place / f"fixed-{task}"
         fuse(
             held_out / "ir",
