@@ -8,10 +8,10 @@ place.
 
 Judges are trained on the student's own pictures, or on what ``--judges-see`` says; one more detector, of another
 seed, is never seen by a steering. The steerings are trained on the same batches: all of it, without the punishment (α
-= 0), with the mean of the gradients in place of CAGrad, and with what CLDyN's code calls CAGrad. On the pairs held
-out, every judge scores the student's own pictures and those of every steering: fixed (what the task needs on average,
-as it is exported) and live (what the judge sees in each picture; the detector not seen in training asks with its own
-features).
+= 0), with the mean of the gradients in place of CAGrad, with what CLDyN's code calls CAGrad, and free to depart from
+the student's own picture. On the pairs held out, every judge scores the student's own pictures and those of every
+steering: fixed (what the task needs on average, as it is exported) and live (what the judge sees in each picture; the
+detector not seen in training asks with its own features).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "without punishment": ("punishment=0",),
     "mean of gradients": ("combination=mean",),
     "published rule": ("combination=published",),
+    "not held to the picture": ("fidelity=0",),
 }
 UNSEEN = "detection, not seen"
 JUDGES = {**{task.value: (task, 2) for task in Task}, UNSEEN: (Task.DETECTION, 9)}
@@ -112,7 +113,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "student unchanged": digest == weights_digest(load_student(student)[0]),
         "steering": {name: training(steering.parent) for name, steering in steerings.items()},
         "tasks": {name: judged(name, pairs, path, rows, options) for name, path in judges.items()},
-        "metrics": metrics(pairs, rows, work),
+        "metrics": metrics(pairs, rows, work, options.variants[0]),
     }
 
 
@@ -253,9 +254,9 @@ def judged(
     return {row.name: {m: round(row.totals[m], 4) for m in MEASURES[task]} for row in found.rows}
 
 
-def metrics(pairs: Path, rows: Mapping[str, Path], work: Path) -> dict[str, dict[str, float]]:
+def metrics(pairs: Path, rows: Mapping[str, Path], work: Path, variant: str) -> dict[str, dict[str, float]]:
     """Fusion metrics of the first steering's pictures beside the student's own."""
-    chosen = {row: path for row, path in rows.items() if row == OWN or row.startswith("all, ")}
+    chosen = {row: path for row, path in rows.items() if row == OWN or row.startswith(f"{variant}, ")}
     found = evaluate(pairs, fused=chosen, metrics=METRICS, split="val", out=work / "metrics", overwrite=True, workers=1)
     return {row.name: {m: round(row.summary(m).mean, 4) for m in METRICS} for row in found.rows if row.name in chosen}
 
