@@ -8,10 +8,10 @@ place.
 
 Judges are trained on the student's own pictures, or on what ``--judges-see`` says; one more detector, of another
 seed, is never seen by a steering. The steerings are trained on the same batches: all of it, without the punishment (α
-= 0), with the mean of the gradients in place of CAGrad, with what CLDyN's code calls CAGrad, and free to depart from
-the student's own picture. On the pairs held out, every judge scores the student's own pictures and those of every
-steering: fixed (what the task needs on average, as it is exported) and live (what the judge sees in each picture; the
-detector not seen in training asks with its own features).
+= 0), with the mean of the gradients in place of CAGrad, with what CLDyN's code calls CAGrad, and freer, or free, to
+depart from the student's own picture. On the pairs held out, every judge scores the student's own pictures and those
+of every steering: fixed (what the task needs on average, as it is exported) and live (what the judge sees in each
+picture; the detector not seen in training asks with its own features).
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "without punishment": ("punishment=0",),
     "mean of gradients": ("combination=mean",),
     "published rule": ("combination=published",),
+    "loosely held to the picture": ("fidelity=0.3",),
     "not held to the picture": ("fidelity=0",),
 }
 UNSEEN = "detection, not seen"
