@@ -129,7 +129,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: mean and standard deviation over seeds, in hundredths."""
     kinds = [*rows[0]["by_class"]] if rows else []
     heads = [*SCORES, *(f"{kind}, AP50" for kind in kinds)]
-    lines = [f"| the detector sees | seeds | {' | '.join(heads)} | parameters | s |", "|---" * (len(heads) + 4) + "|"]
+    lines = [f"| the detector sees | seeds | {' | '.join(heads)} | parameters |", "|---" * (len(heads) + 3) + "|"]
     return "\n".join([*lines, *_lines(rows, kinds)])
 
 
@@ -139,8 +139,7 @@ def _lines(rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> Iterator[str
         if mine:
             cells = [_spread([row["scores"][score] for row in mine]) for score in SCORES]
             cells += [_spread([row["by_class"][kind] for row in mine]) for kind in kinds]
-            seconds = fmean(row["seconds"] for row in mine)
-            yield f"| {name} | {len(mine)} | {' | '.join(cells)} | {mine[0]['parameters']:,} | {seconds:.0f} |"
+            yield f"| {name} | {len(mine)} | {' | '.join(cells)} | {mine[0]['parameters']:,} |"
 
 
 def _spread(values: Sequence[float]) -> str:
