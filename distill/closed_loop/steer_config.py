@@ -21,8 +21,8 @@ from duskfuse.tasks.task_network import Task
 class SteerTraining(BaseModel):
     """Published numbers where there are such: α = 5, c = 0.5, 1e-2 with a decay of 1e-4, batches of 4.
 
-    The decay is AdamW's. Published is Adam's, which is added to the gradient before that is scaled: what reads the task's
-    features has gradients smaller than that, and shrinks to nothing within 300 updates.
+    The decay is AdamW's. Published is Adam's, which is added to the gradient before that is scaled: what reads the
+    task's features has gradients smaller than that, and shrinks to nothing within a few hundred updates.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,7 +56,9 @@ class SteerTraining(BaseModel):
     seed: int = 2
     batches: Positive = 600
     data: DataConfig = DataConfig(crop=(160, 192), batch=4, masks=1)
-    optimiser: OptimiserConfig = OptimiserConfig(kind=OptimiserKind.ADAMW, lr=1e-2, warmup=20, clip_norm=1, weight_decay=1e-4)
+    optimiser: OptimiserConfig = OptimiserConfig(
+        kind=OptimiserKind.ADAMW, lr=1e-2, warmup=20, clip_norm=1, weight_decay=1e-4
+    )
     save_every: Positive = 100
     """Batches between checkpoints."""
     sample_every: Positive = 200

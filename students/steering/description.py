@@ -107,7 +107,7 @@ def _map_network(*widths: int) -> nn.Sequential:
 
 
 def _over_channels(rows: Tensor, channels: int) -> Tensor:
-    """Of output k of ``[B, K, C·h·w]``, the k-th coefficient of the cosine transform of its C channels' means: ``[B, K]``.
+    """``[B, K]`` of ``[B, K, C·h·w]``: of output k, the k-th coefficient of the cosine transform of its C channels' means.
 
     It is the orthonormal transform, except that the first is the plain mean.
     """
