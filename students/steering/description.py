@@ -107,9 +107,10 @@ def _map_network(*widths: int) -> nn.Sequential:
 
 
 def _over_channels(rows: Tensor, channels: int) -> Tensor:
-    """``[B, K]`` of ``[B, K, C·h·w]``: of output k, the k-th coefficient of the cosine transform of its C channels' means.
+    """Cosine transform over channels: ``[B, K]`` of ``[B, K, C·h·w]``.
 
-    It is the orthonormal transform, except that the first is the plain mean.
+    Output k is the k-th coefficient of the means of its C channels, of the orthonormal transform, except that the first
+    is the plain mean.
     """
     means = torch.unflatten(rows, 2, (channels, -1)).mean(dim=3)
     order = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float32)[:, None]
