@@ -8,10 +8,10 @@ place.
 
 Judges are trained on the student's own pictures, or on what ``--judges-see`` says; one more detector, of another
 seed, is never seen by a steering. The steerings are trained on the same batches: all of it, without the punishment (α
-= 0), with the mean of the gradients in place of CAGrad, with what CLDyN's code calls CAGrad, and freer, or free, to
-depart from the student's own picture. On the pairs held out, every judge scores the student's own pictures and those
-of every steering: fixed (what the task needs on average, as it is exported) and live (what the judge sees in each
-picture; the detector not seen in training asks with its own features).
+= 0), with the mean of the gradients in place of CAGrad, and with what CLDyN's code calls CAGrad; ``--fidelity`` says
+how firmly all of them are held to the student's own picture. On the pairs held out, every judge scores the student's
+own pictures and those of every steering: fixed (what the task needs on average, as it is exported) and live (what the
+judge sees in each picture; the detector not seen in training asks with its own features).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from duskfuse.distill.closed_loop.loop import ClosedLoop, shown
 from duskfuse.distill.closed_loop.loop_task import LoopTask, deepest_layer
 from duskfuse.distill.closed_loop.measure import whole_batch
 from duskfuse.distill.closed_loop.steer import WEIGHTS_FILE, steer
+from duskfuse.distill.closed_loop.steer_config import SteerTraining
 from duskfuse.distill.ground_truth import WantedTruth
 from duskfuse.distill.train_task import train_task
 from duskfuse.evaluate.evaluate import evaluate
@@ -53,8 +54,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "without punishment": ("punishment=0",),
     "mean of gradients": ("combination=mean",),
     "published rule": ("combination=published",),
-    "loosely held to the picture": ("fidelity=0.3",),
-    "not held to the picture": ("fidelity=0",),
 }
 UNSEEN = "detection, not seen"
 JUDGES = {**{task.value: (task, 2) for task in Task}, UNSEEN: (Task.DETECTION, 9)}
@@ -65,6 +64,7 @@ MEASURES = {Task.DETECTION: ("AP50", "AP50:95"), Task.SEGMENTATION: ("mIoU",), T
 METRICS = ("EN", "SD", "SF", "AG", "MI", "SCD", "CC", "VIF", "VIFF", "Qabf", "SSIM")
 SCENE_SIZE = (240, 320)
 OWN = "own"
+CROP = "data.crop=[160, 192]"
 SMALL = ("data.workers=0", "save_every=10000")
 
 
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--judges-see", default=OWN, choices=[OWN, "vis", "ir", "average"], help="in their training")
     parser.add_argument("--judge-share", type=float, default=1.0, help="of the judges' updates")
     parser.add_argument("--batches", type=int, default=400)
+    parser.add_argument("--fidelity", type=float, default=SteerTraining.model_fields["fidelity"].default)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
@@ -109,7 +110,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "settings": {"data": str(options.data and options.data.name), "student": student, "updates": options.batches}
         | {"pairs": len(find_pairs(pairs, split="train")), "held out": len(find_pairs(pairs, split="val"))}
         | {"judges": {name: UPDATES[JUDGES[name][0]] * options.judge_share for name in judges}}
-        | {"judges see": options.judges_see},
+        | {"judges see": options.judges_see, "fidelity": options.fidelity},
         "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
         "student unchanged": digest == weights_digest(load_student(student)[0]),
         "steering": {name: training(steering.parent) for name, steering in steerings.items()},
@@ -181,7 +182,7 @@ def steered(name: str, pairs: Path, judges: Mapping[str, Path], options: argpars
             student=options.student,
             critics=[judges[task.value] for task in Task if task.value in judges],
             out=out,
-            changes=(*SMALL, f"batches={options.batches}", "data.crop=[160, 192]", *VARIANTS[name]),
+            changes=(*SMALL, f"batches={options.batches}", f"fidelity={options.fidelity}", CROP, *VARIANTS[name]),
             overwrite=True,
         )
     return out / WEIGHTS_FILE

@@ -47,7 +47,7 @@ class SteerTraining(BaseModel):
     """Whether the description tells the task's channels apart; the published one does not."""
     punishment: Annotated[float, Field(ge=0)] = 5.0
     """α."""
-    fidelity: Annotated[float, Field(ge=0)] = 1.0
+    fidelity: Annotated[float, Field(ge=0)] = 0.3
     """Weight of the mean absolute difference to the student's own picture; 0 as published."""
     combination: Combination = Combination.CAGRAD
     """How the gradients of the tasks become one."""
