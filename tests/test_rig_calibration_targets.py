@@ -109,7 +109,9 @@ def opened(browser: Browser, address: str) -> tuple[Page, list[str]]:
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(address)
-    page.wait_for_function("document.querySelector('figure img').naturalWidth > 0")
+    page.locator("figure img").first.evaluate(
+        "picture => picture.decode()"
+    )  # polling is forbidden by the page's policy
     return page, complaints
 
 
