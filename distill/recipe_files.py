@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from duskfuse.data.errors import InputError
 from duskfuse.distill.explain_recipe import problems
 from duskfuse.distill.recipe import Recipe
 
 RECIPE_FOLDER = "recipes"
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def recipe_names() -> list[str]:
@@ -73,6 +74,19 @@ def apply_change(values: dict[str, Any], change: str) -> None:
         node[_index(node, last, path)] = value
     else:
         node[last] = value
+
+
+def with_changes(config: Config, changes: Iterable[str]) -> Config:
+    """The settings with the user's ``key.path=value`` changes; InputError where one is no key or no value."""
+    values = config.model_dump(mode="json")
+    for change in changes:
+        apply_change(values, change)
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        keys = ", ".join(type(config).model_fields)
+        raise InputError(f"--set: {wrong}", remedy=f"keys are {keys}") from None
 
 
 def _child(node: Any, key: str, path: str) -> Any:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from duskfuse.data.errors import InputError
 from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive, Precision
-from duskfuse.distill.recipe_files import apply_change
+from duskfuse.distill.recipe_files import with_changes
 from duskfuse.tasks.detector_network import HeadKind
 from duskfuse.tasks.fusion_blocks import TOKENS, FusionBlock
 from duskfuse.tasks.slgnet.detector import RULES, WIDTH
@@ -103,11 +102,4 @@ def task_training(
     """The recipe of a task with the user's ``key.path=value`` changes; InputError where one is no key or no value."""
     given = {"task": task, "classes": classes, "input": shown, "trunk_weights": trunk_weights, "slgnet": slgnet}
     defaults = _DEFAULTS[task] | ({} if slgnet is None else _SLGNET)
-    values = TaskTraining.model_validate({**defaults, **given}).model_dump(mode="json")
-    for change in changes:
-        apply_change(values, change)
-    try:
-        return TaskTraining.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"--set: {problems}", remedy=f"keys are {', '.join(TaskTraining.model_fields)}") from None
+    return with_changes(TaskTraining.model_validate({**defaults, **given}), changes)

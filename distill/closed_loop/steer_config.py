@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from duskfuse.data.errors import InputError
 from duskfuse.distill.closed_loop.cagrad import Combination
 from duskfuse.distill.recipe import DataConfig, OptimiserConfig, OptimiserKind, Positive
-from duskfuse.distill.recipe_files import apply_change
+from duskfuse.distill.recipe_files import with_changes
 from duskfuse.students.steering.base_vectors import VECTORS
 from duskfuse.students.steering.compensation import BRANCHES
 from duskfuse.students.steering.description import Resolution
@@ -75,11 +74,5 @@ def steer_training(
     student: str | Path, critics: Mapping[Task, Path], changes: Sequence[str], backbone: Path | None = None
 ) -> SteerTraining:
     """The recipe with the user's ``key.path=value`` changes; InputError where one is no key or no value."""
-    values = SteerTraining(student=str(student), critics=dict(critics), backbone=backbone).model_dump(mode="json")
-    for change in changes:
-        apply_change(values, change)
-    try:
-        return SteerTraining.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"--set: {problems}", remedy=f"keys are {', '.join(SteerTraining.model_fields)}") from None
+    config = SteerTraining(student=str(student), critics=dict(critics), backbone=backbone)
+    return with_changes(config, changes)
