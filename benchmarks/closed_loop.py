@@ -231,7 +231,7 @@ def live_pictures(loop: ClosedLoop, held_out: Path, out: Path) -> None:
         written = out / f"{files.vis.path.stem}.png"
         if not written.exists():
             batch = whole_batch(loop, files, WantedTruth())
-            seen = task.see(loop.first_pictures(batch), batch)
+            seen = task.see(loop.first_pictures(batch), batch.ir)
             output, _ = loop.network.steer(batch.vis_y, batch.ir, seen.features)
             write_picture(written, to_u8(shown(output, batch)[0].permute(1, 2, 0).numpy()))
 

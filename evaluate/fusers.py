@@ -149,24 +149,6 @@ class OnnxFuser:
         return np.asarray(np.clip(fused, 0, 1), dtype=np.float32)
 
 
-def open_steered(model: str | Path, steering: Path | None, task: str | None) -> TorchFuser:
-    """Open a student that is steered for a task by what `duskfuse steer` trained.
-
-    Raises InputError as `open_fuser` does, where one of both is missing, and where they do not fit the student.
-    """
-    from duskfuse.students.steering.steering_file import steer_for
-    from duskfuse.students.zoo import load_student
-
-    if Path(model).suffix.lower() == ".onnx":
-        raise InputError(
-            f"{model} with steering",
-            rule="steering goes into a student",
-            remedy="export the student with --steering and --for, and fuse with that file",
-        )
-    student, _ = load_student(model)
-    return TorchFuser(steer_for(student, steering, task), f"{Path(model).name} for {task}")
-
-
 def open_fuser(model: str | Path, threads: int | None = None) -> Fuser:
     """Open a zoo name, a student checkpoint (.safetensors) or an exported file (.onnx).
 

@@ -24,7 +24,7 @@ from duskfuse.data.fuser import Colour
 from duskfuse.data.images import file_sha256
 from duskfuse.data.progress import say
 from duskfuse.data.reading import Reading
-from duskfuse.data.weights import ModelCard, read_card
+from duskfuse.data.weights import ModelCard
 from duskfuse.evaluate.fusers import size_text
 from duskfuse.export.bundle import check_model_name, forget_earlier_bundle, write_archive, write_bundle
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
@@ -40,11 +40,11 @@ from duskfuse.export.onnx_graph import (
 )
 from duskfuse.export.quantise import quantise
 from duskfuse.export.sizes import DEFAULT_SIZE, Size, SizeRange, parse_size
+from duskfuse.export.steered import SteeringWanted
 from duskfuse.export.tensorrt_lint import LintReport, findings_tables, lint
 from duskfuse.export.verify import PICTURES, Reference, Verification
 from duskfuse.students.edge import EdgeStudent, without_depth_to_space
 from duskfuse.students.int8_drift import Drift
-from duskfuse.students.steering.steering_file import steer_for
 from duskfuse.students.zoo import WEIGHTS, ModelName, load_student
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ def export(
     archive: bool = False,
     steering: Path | None = None,
     task: str | None = None,
+    critic: Path | None = None,
+    backbone: Path | None = None,
 ) -> ExportReport:
     """Write a student as a bundle: verified ONNX files with what runs them on the device and their provenance.
 
@@ -151,8 +153,10 @@ def export(
         reading: how its infrared pictures are read, or a file that says it; by default its ``duskfuse.yaml``.
         overwrite: replace the files of an earlier export.
         archive: write ``<out>.tar.gz`` too, the same bytes for the same bundle.
-        steering: what `duskfuse steer` trained around the student; goes with ``task``.
+        steering: what `duskfuse steer` trained around the student; goes with ``task`` or ``critic``.
         task: what the pictures are made for. What the task needs on average becomes part of the convolutions.
+        critic: task network that goes into the file, to look at each of the student's pictures before it fuses again.
+        backbone: of an SLGNet detector as ``critic``.
 
     Raises:
         InputError: wrong precision, size, model or data; ``out`` not empty.
@@ -168,10 +172,13 @@ def export(
     student, card = load_student(model)
     if dla and isinstance(student, EdgeStudent):
         student = without_depth_to_space(student)
-    if steering is not None or task is not None:
-        student, card = _steered(student, card, steering, task)
     source = _source_file(model)
-    name = source.stem if task is None else f"{source.stem}-{task}"
+    name = source.stem
+    if wanted := SteeringWanted(steering, task, critic, backbone):
+        _refuse_any_size(wanted, dynamic=dynamic)
+        student = wanted.around(student)
+        card = wanted.on_card(card, student)
+        name += f"-live-{student.task}" if critic else f"-{student.task}"
     check_model_name(name)
     origin = f"pairs of {calibration}" if calibration else "synthetic scenes"
     if calibration is None and Precision.INT8 in precisions:
@@ -190,17 +197,6 @@ def export(
     content = {key: value for key, value in report.to_json().items() if key not in ("out", "archive")}
     write_bundle(out, content, (DRIFT_FILE, DRIFT_PAGE) if drifts else ())
     return replace(report, archive=str(write_archive(out))) if archive else report
-
-
-def _steered(
-    student: nn.Module, card: ModelCard, steering: Path | None, task: str | None
-) -> tuple[nn.Module, ModelCard]:
-    """The student steered for a task, and a card that says so; scores of the student itself are no longer true."""
-    steered = steer_for(student, steering, task)
-    assert steering is not None
-    how = f"steered for {task} by {file_sha256(steering)[:12]}, trained on {read_card(steering).training_data}"
-    notes = f"{card.notes}; {how}" if card.notes else how
-    return steered, replace(card, metrics={}, int8_scales={}, notes=notes)
 
 
 def _export_size(
@@ -345,6 +341,15 @@ def _precisions(texts: Sequence[str]) -> list[Precision]:
             remedy="name one or more",
         )
     return [Precision(text) for text in dict.fromkeys(texts)]
+
+
+def _refuse_any_size(wanted: SteeringWanted, *, dynamic: bool) -> None:
+    if dynamic and wanted.critic is not None:
+        raise InputError(
+            "--critic with --dynamic",
+            rule="what a network sees is described by matrices that are made for one size",
+            remedy="export with the --size of the pictures, which may be given several times",
+        )
 
 
 def _refuse_non_empty(out: Path, *, overwrite: bool) -> None:

@@ -18,9 +18,10 @@ from duskfuse.data.images import to_u8, write_picture
 from duskfuse.data.pair_files import PairFiles, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import AS_STORED, Reading, load_reading
-from duskfuse.evaluate.fusers import Fuser, open_fuser, open_steered
+from duskfuse.evaluate.fusers import Fuser, open_fuser
 from duskfuse.export.runtime.fuser import luminance, recombine
 from duskfuse.export.runtime.liveness import liveness, mixed
+from duskfuse.export.steered import SteeringWanted, open_steered
 from duskfuse.students.zoo import DEFAULT
 
 _NAMED = 10
@@ -53,6 +54,8 @@ def fuse(
     model: str | Path = DEFAULT,
     steering: Path | None = None,
     task: str | None = None,
+    critic: Path | None = None,
+    backbone: Path | None = None,
     fallback: bool = False,
     overwrite: bool = False,
     reading: Reading | Path = AS_STORED,
@@ -68,8 +71,10 @@ def fuse(
         vis: visible picture or folder.
         out: picture or folder to write.
         model: zoo name, student checkpoint or ONNX file.
-        steering: what `duskfuse steer` trained around the student; goes with ``task``.
+        steering: what `duskfuse steer` trained around the student; goes with ``task`` or ``critic``.
         task: what the pictures are made for.
+        critic: task network that looks at the student's picture before it fuses again.
+        backbone: of an SLGNet detector as ``critic``.
         fallback: where a camera is capped or dead (`duskfuse.export.runtime.liveness`), show the other one.
         overwrite: make existing pictures anew.
         reading: how the infrared pictures are scaled and brought to the visible grid, or a file that says it.
@@ -87,9 +92,10 @@ def fuse(
     if out.resolve() in (ir.resolve(), vis.resolve()):
         raise InputError(f"{out} is an input", rule="inputs are never written to", remedy="give another --out")
     started = time.monotonic()
+    wanted = SteeringWanted(steering, task, critic, backbone)
     reading = load_reading(reading) if isinstance(reading, Path) else reading
     if ir.is_dir():
-        fuser = _opened(model, steering, task)
+        fuser = _opened(model, wanted)
         return _fuse_folders(
             ir, vis, out, fuser, fallback=fallback, overwrite=overwrite, reading=reading, started=started
         )
@@ -101,13 +107,13 @@ def fuse(
             rule="nothing is overwritten unasked",
             remedy="give another --out, or --overwrite",
         )
-    fuser = _opened(model, steering, task)
+    fuser = _opened(model, wanted)
     span = _fuse_pair(fuser, _pair(ir.stem, ir, vis, reading), out, fallback=fallback)
     return FuseReport(fuser.name, fuser.backend, [str(out)], [], span, time.monotonic() - started)
 
 
-def _opened(model: str | Path, steering: Path | None, task: str | None) -> Fuser:
-    return open_fuser(model) if steering is None and task is None else open_steered(model, steering, task)
+def _opened(model: str | Path, wanted: SteeringWanted) -> Fuser:
+    return open_steered(model, wanted) if wanted else open_fuser(model)
 
 
 def _fuse_folders(

@@ -56,7 +56,10 @@ def open_task_network(
     Raises:
         InputError: it cannot be opened.
     """
-    match task_of(path):
+    task = task_of(path)
+    if backbone is not None and task is not Task.DETECTION:
+        raise _one_too_many(path, str(task), backbone)
+    match task:
         case Task.SEGMENTATION:
             return open_segmenter.open_segmenter(path, classes)
         case Task.DETECTION:
@@ -78,11 +81,7 @@ def open_any_detector(path: Path, backbone: Path | None = None) -> AnyDetector:
     card = read_card(path)
     if card.architecture != slgnet.ARCHITECTURE:
         if backbone is not None:
-            raise InputError(
-                f"{path}: a {card.architecture!r}, with the backbone {backbone}",
-                rule=f"only a {slgnet.ARCHITECTURE!r} is opened around a backbone",
-                remedy="leave --backbone away",
-            )
+            raise _one_too_many(path, card.architecture, backbone)
         return detector.open_detector(path)
     if backbone is None:
         raise InputError(
@@ -94,3 +93,11 @@ def open_any_detector(path: Path, backbone: Path | None = None) -> AnyDetector:
     if opened.network.rules is None:
         say(f"{path}: trained with captions that were given; here nothing is said about the pictures")
     return opened
+
+
+def _one_too_many(path: Path, kind: str, backbone: Path) -> InputError:
+    return InputError(
+        f"{path}: a {kind!r}, with the backbone {backbone}",
+        rule=f"only a {slgnet.ARCHITECTURE!r} is opened around a backbone",
+        remedy="leave --backbone away",
+    )

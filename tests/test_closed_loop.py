@@ -124,10 +124,10 @@ def losses(loop: ClosedLoop, swap: bool = False) -> dict[str, tuple[float, float
             for seed in range(1000, 1004):
                 batch = batch_of(seed)
                 first = loop.first_pictures(batch)
-                features = (other if swap else task).see(first, batch).features
+                features = (other if swap else task).see(first, batch.ir).features
                 picture = loop.network(batch.vis_y, batch.ir, features).y.expand(-1, 3, -1, -1)
-                totals[0] += float(task.loss(task.see(first, batch).prediction, batch)) / 4
-                totals[1] += float(task.loss(task.see(picture, batch).prediction, batch)) / 4
+                totals[0] += float(task.loss(task.see(first, batch.ir).prediction, batch)) / 4
+                totals[1] += float(task.loss(task.see(picture, batch.ir).prediction, batch)) / 4
             found[task.name] = totals[0], totals[1]
     return found
 
@@ -246,7 +246,7 @@ def test_layers_that_are_not_there_or_give_no_maps_are_named() -> None:
     flat.network = nn.Sequential(*flat.network.children(), nn.Flatten())
     batch = batch_of(0)
     with pytest.raises(InputError, match="gives no maps"):
-        LoopTask(flat.freeze(), "network.2").see(batch.vis, batch)
+        LoopTask(flat.freeze(), "network.2").see(batch.vis, batch.ir)
 
 
 def test_the_default_decay_leaves_what_reads_the_task_and_the_published_one_erases_it() -> None:

@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused(pairs: Path, critic: Path, finished: Path,
         steer_for(nano, file, "detection")
     with pytest.raises(InputError, match="another architecture"):
         load_steering(critic, nano)
-    with pytest.raises(InputError, match="--steering FILE and --for TASK"):
+    with pytest.raises(InputError, match="give --steering FILE"):
         fuse(pairs / "ir", pairs / "vis", tmp_path / "out", model="nano", steering=file)
     with pytest.raises(InputError, match="two critics of segmentation"):
         steer(pairs, student="nano", critics=[critic, critic], out=tmp_path / "run")

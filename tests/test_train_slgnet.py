@@ -240,7 +240,7 @@ def test_what_steers_are_the_features_after_language(by_rules: Path, backbone: P
     assert rules is not None
     text = rules(pictures[:, :3], pictures[:, 3:])
     guided = network.network.features(pictures[:, :3], pictures[:, 3:], text).guided
-    torch.testing.assert_close(task.see(batch.vis, batch).features, guided)
+    torch.testing.assert_close(task.see(batch.vis, batch.ir).features, guided)
 
 
 def job(scenes: Path, backbone: Path, *changes: str, captions: str = "rules") -> SlgDetectionJob:

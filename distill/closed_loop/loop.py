@@ -89,11 +89,11 @@ class ClosedLoop:
     def turn(self, batch: Batch, task: LoopTask, first: Tensor, generator: torch.Generator | None = None) -> Turn:
         """Steer a batch for one task; only the steered picture and its loss carry a graph."""
         with torch.no_grad():
-            seen = task.see(first, batch)
+            seen = task.see(first, batch.ir)
             first_loss = task.loss(seen.prediction, batch)
         output, needs = self.network.steer(self._vis(batch), batch.ir, seen.features, generator)
         picture = shown(output, batch)
-        return Turn(first_loss, task.loss(task.see(picture, batch).prediction, batch), picture, needs)
+        return Turn(first_loss, task.loss(task.see(picture, batch.ir).prediction, batch), picture, needs)
 
     def fixed_pictures(self, batch: Batch, task: str) -> Tensor:
         """Pictures steered by what a task needs on average, without looking at the first ones."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +18,10 @@ from duskfuse.tasks.task_network import RGB, Task
 
 _TRUTH = {Task.SEGMENTATION: "label", Task.DETECTION: "objects", Task.SALIENCY: "salient"}
 """Fields of a batch."""
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer that is looked at."""
 
 
 class Seen(NamedTuple):
@@ -49,27 +55,50 @@ class LoopTask:
         """Of the task."""
         return self.network.task.value
 
-    def see(self, rgb: Tensor, batch: Batch) -> Seen:
+    def see(self, rgb: Tensor, ir: Tensor) -> Seen:
         """Prediction on fused pictures ``[B, 3, H, W]``, and features; networks of two cameras see infrared, too.
 
         Raises:
             InputError: the module gives something else than maps.
         """
         found: list[Any] = []
-        handle = self.network.get_submodule(self.layer).register_forward_hook(
-            lambda module, inputs, output: found.append(output)
-        )
+        with self._watched(found.append):
+            prediction = self.network(self._shown(rgb, ir))
+        return Seen(prediction, self._maps(found))
+
+    def features(self, rgb: Tensor, ir: Tensor) -> Tensor:
+        """The features alone, see `see`; what the network has behind them is not computed."""
+        found: list[Any] = []
+
+        def stop(output: Any) -> None:
+            found.append(output)
+            raise _ReachedError
+
+        with self._watched(stop), suppress(_ReachedError):
+            self.network(self._shown(rgb, ir))
+        return self._maps(found)
+
+    def _shown(self, rgb: Tensor, ir: Tensor) -> Tensor:
+        return rgb if self.network.channels == RGB else torch.cat([rgb, ir], dim=1)
+
+    @contextmanager
+    def _watched(self, look: Callable[[Any], None]) -> Iterator[None]:
+        """Within this context, ``look`` gets what the layer gives."""
+        layer = self.network.get_submodule(self.layer)
+        handle = layer.register_forward_hook(lambda module, inputs, output: look(output))
         try:
-            prediction = self.network(rgb if self.network.channels == RGB else torch.cat([rgb, batch.ir], dim=1))
+            yield
         finally:
             handle.remove()
-        if not found or not isinstance(found[-1], Tensor) or found[-1].ndim != 4:
-            raise InputError(
-                f"layer {self.layer!r} of the network of {self.name} gives no maps",
-                rule="the loop looks at one tensor [B, C, h, w]",
-                remedy=f"name another of {', '.join(_with_maps(self.network))}",
-            )
-        return Seen(prediction, found[-1])
+
+    def _maps(self, found: list[Any]) -> Tensor:
+        if found and isinstance(found[-1], Tensor) and found[-1].ndim == 4:
+            return found[-1]
+        raise InputError(
+            f"layer {self.layer!r} of the network of {self.name} gives no maps",
+            rule="the loop looks at one tensor [B, C, h, w]",
+            remedy=f"name another of {', '.join(_with_maps(self.network))}",
+        )
 
     def loss(self, prediction: Any, batch: Batch) -> Tensor:
         """The network's own loss; exactly 0 where no sample has ground truth."""

@@ -27,7 +27,7 @@ def measured(loop: ClosedLoop, pairs: Sequence[PairFiles], wanted: WantedTruth) 
         first = loop.first_pictures(batch)
         for task in loop.tasks:
             turn = loop.turn(batch, task, first)
-            fixed = task.loss(task.see(loop.fixed_pictures(batch, task.name), batch).prediction, batch)
+            fixed = task.loss(task.see(loop.fixed_pictures(batch, task.name), batch.ir).prediction, batch)
             found = {"first": float(turn.first), "live": float(turn.steered), "fixed": float(fixed)}
             if any(found.values()):  # exactly 0 where there is no ground truth
                 counts[task.name] += 1

@@ -66,8 +66,8 @@ class BaseVectorBank(nn.Module):
             ``[B, M, K, 256]``.
         """
         cosines = torch.einsum("bd,kvd->bkv", F.normalize(query.float(), dim=-1), F.normalize(self.vectors, dim=-1))
-        order = cosines.argsort(dim=-1, descending=True, stable=True)
-        chosen = order.gather(-1, ranks.transpose(1, 2)).transpose(1, 2)
+        nearest = cosines.topk(ranks.shape[1], dim=-1).indices  # no branch asks for more
+        chosen = nearest.gather(-1, ranks.transpose(1, 2)).transpose(1, 2)
         hard = self.vectors[torch.arange(len(CONFIGURATIONS), device=query.device), chosen]
         soft = torch.einsum("bkv,kvd->bkd", (cosines / SHARPNESS).softmax(dim=-1), self.vectors)
         return hard + (soft - soft.detach())[:, None]

@@ -96,7 +96,7 @@ class Compensation(nn.Module):
     def scores(self, descriptor: Descriptor) -> Tensor:
         """Cosines ``[B, M, 4]`` of what each branch wants with the prototypes of the configurations."""
         wanted = self.configure(descriptor.selection).unflatten(1, (SELECTION, self.branches)).float()
-        return torch.einsum("bpm,kp->bmk", F.normalize(wanted, dim=1), self.prototypes)
+        return torch.einsum("bpm,kp->bmk", F.normalize(wanted, dim=1), self.prototypes.float())
 
     def choices(self, descriptor: Descriptor) -> list[list[Configuration]]:
         """The configurations that are taken in evaluation mode, per sample and branch."""

@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTH = 8
@@ -68,10 +67,11 @@ class Description(nn.Module):
         """
         maps = _averaged(maps, self.resolution.image)
         sequence = _averaged(features.to(maps.dtype), self.resolution.task).flatten(1)[:, None]
-        scaled = sequence * torch.rsqrt(sequence.float().square().mean(dim=2, keepdim=True) + _EPSILON)
+        scale = torch.rsqrt(sequence.float().square().mean(dim=2, keepdim=True) + _EPSILON)
+        scaled = (sequence * scale).to(sequence.dtype)
         if self.resolution.channels:  # scales differ between networks more than needs do
             selection, query = (
-                _over_channels(part(scaled), features.shape[1]) for part in (self.selection_task, self.query_task)
+                _over_channels(part(scaled), int(features.shape[1])) for part in (self.selection_task, self.query_task)
             )
         else:
             selection, query = self.selection_task(sequence).mean(dim=2), self.query_task(scaled).mean(dim=2)
@@ -124,6 +124,19 @@ def _bounded(size: tuple[int, int], most: int | None) -> tuple[int, int]:
 
 
 def _averaged(maps: Tensor, most: int | None) -> Tensor:
-    height, width = maps.shape[-2:]
-    smaller = _bounded((height, width), most)
-    return maps if smaller == (height, width) else F.adaptive_avg_pool2d(maps, smaller)
+    """Adaptive average pooling as two products of matrices: any size goes into a file so."""
+    height, width = (int(side) for side in maps.shape[-2:])
+    rows, columns = _bounded((height, width), most)
+    if (rows, columns) == (height, width):
+        return maps
+    over_rows, over_columns = (_means(*sides).to(maps) for sides in ((height, rows), (width, columns)))
+    return over_rows @ maps @ over_columns.T
+
+
+def _means(count: int, fewer: int) -> Tensor:
+    """``[fewer, count]``, rows that average the cells of adaptive pooling, which overlap where they do not come out."""
+    matrix = torch.zeros(fewer, count)
+    for row in range(fewer):
+        first, behind = row * count // fewer, -(-(row + 1) * count // fewer)
+        matrix[row, first:behind] = 1 / (behind - first)
+    return matrix

@@ -110,7 +110,7 @@ def steer_for(student: nn.Module, path: Path | None, task: str | None) -> FixedS
         raise InputError(
             f"steering {path} for {task}",
             rule="a student is steered by a file, for one of the tasks in it",
-            remedy="give --steering FILE and --for TASK, or neither",
+            remedy="give --steering FILE with --for TASK, or with --critic NETWORK; or none of them",
         )
     network = load_steering(path, student)
     if task not in network.steering.tasks:

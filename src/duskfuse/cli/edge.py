@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from duskfuse.cli.application import app
-from duskfuse.cli.options import ForTask, Json, Out, Overwrite, Steering
+from duskfuse.cli.options import Backbone, ForTask, Json, LiveCritic, Out, Overwrite, Steering
 from duskfuse.cli.verb import EXIT_FAILED, choice, refuse, show, verb
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def fuse_command(
     model: Annotated[str, typer.Option(help="Zoo name, checkpoint or ONNX file.")] = "edge",
     steering: Steering = None,
     task: ForTask = None,
+    critic: LiveCritic = None,
+    backbone: Backbone = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     thermal_range: Annotated[
@@ -118,7 +120,7 @@ def fuse_command(
         how = _reading(reading, thermal_range, percentiles, black_hot, resize_ir, homography)
         places = out or []
         if wants_live(ir, vis, places, views=show_window or web is not None):
-            if steering is not None or task is not None:
+            if any(value is not None for value in (steering, task, critic, backbone)):
                 refuse("--steering with moving pictures", rule="they are fused by files", remedy="export it first")
             times = {"max_skew": max_skew, "offset": offset}
             state = fuse_live(
@@ -154,6 +156,8 @@ def fuse_command(
             model=model,
             steering=steering,
             task=task,
+            critic=critic,
+            backbone=backbone,
             overwrite=overwrite,
             reading=how,
             fallback=fallback,
@@ -217,6 +221,8 @@ def export_command(
     ] = None,
     steering: Steering = None,
     task: ForTask = None,
+    critic: LiveCritic = None,
+    backbone: Backbone = None,
     archive: Annotated[bool, typer.Option("--archive", help="Write OUT.tar.gz, too.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -240,6 +246,8 @@ def export_command(
             archive=archive,
             steering=steering,
             task=task,
+            critic=critic,
+            backbone=backbone,
         )
         show(report.to_json(), as_json, [report.table(), *report.findings_tables()])
 

@@ -39,8 +39,14 @@ Backbone = Annotated[
 ]
 Steering = Annotated[
     Path | None,
-    typer.Option(help="What `duskfuse steer` trained around the student; with --for.", show_default=False),
+    typer.Option(help="What `duskfuse steer` trained around the student; with --for or --critic.", show_default=False),
 ]
 ForTask = Annotated[
     str | None, typer.Option("--for", help="Task that pictures are made for, of --steering.", show_default=False)
+]
+LiveCritic = Annotated[
+    Path | None,
+    typer.Option(
+        "--critic", help="Task network that looks at every picture first; with --steering.", show_default=False
+    ),
 ]
