@@ -145,6 +145,29 @@ class RunFolder:
             )
         return None
 
+    def continued(self, inputs: str, *, seen: str, given: str) -> tuple[dict[str, Any] | None, int]:
+        """The newest checkpoint of a run of one process and the batch to go on with; later records are dropped.
+
+        Args:
+            inputs: digest of what is trained on, under ``inputs`` in the checkpoint.
+            seen: names what it is made of.
+            given: names the options that decide it.
+
+        Raises:
+            InputError: the checkpoint was trained on something else.
+        """
+        state = self.load()
+        if state is not None and state["inputs"] != inputs:
+            raise InputError(
+                f"{seen} differ from those of {self.out}",
+                rule="a resumed run sees what it would have seen",
+                remedy=f"give the same {given}, or start a new run",
+            )
+        first = 0 if state is None else int(state["next_batch"])
+        self.trim_metrics(first)
+        say(f"resuming {self.out} at batch {first}")
+        return state, first
+
     def _newest_first(self) -> list[Path]:
         return sorted(self.checkpoints.glob("*-*.pt"), reverse=True)
 

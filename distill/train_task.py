@@ -206,20 +206,15 @@ class _Run:
 
     def continued(self) -> int:
         """Load the newest checkpoint; the batch to go on with."""
-        state, first = self._folder.load(), 0
+        state, first = self._folder.continued(
+            self._inputs,
+            seen="the backbone, captions, pairs, labels or fused pictures",
+            given="DATA, --split, --reading and files",
+        )
         if state is not None:
-            if state["inputs"] != self._inputs:
-                raise InputError(
-                    f"the backbone, captions, pairs, labels or fused pictures differ from those of {self._folder.out}",
-                    rule="a resumed run sees what it would have seen",
-                    remedy="give the same DATA, --split, --reading and files, or start a new run",
-                )
             self._network.load_state_dict(state["network"])
             self._optimiser.load_state_dict(state["optimiser"])
             self._scaler.load_state_dict(state["scaler"])
-            first = int(state["next_batch"])
-        self._folder.trim_metrics(first)
-        say(f"resuming {self._folder.out} at batch {first}")
         return first
 
     def train(self, first: int) -> None:

@@ -210,20 +210,15 @@ class _Run:
 
     def continued(self) -> int:
         """Load the newest checkpoint; the batch to go on with."""
-        state, first = self._folder.load(), 0
+        state, first = self._folder.continued(
+            self._inputs,
+            seen="the pairs, their ground truth, the student or a critic",
+            given="DATA, --student, --critic, --split and --reading",
+        )
         if state is not None:
-            if state["inputs"] != self._inputs:
-                raise InputError(
-                    f"the pairs, their ground truth, the student or a critic differ from those of {self._folder.out}",
-                    rule="a resumed run sees what it would have seen",
-                    remedy="give the same DATA, --student, --critic, --split and --reading, or start a new run",
-                )
             self._steering.load_state_dict(state["steering"])
             self._optimiser.load_state_dict(state["optimiser"])
             self._scales.means = dict(state["scales"])
-            first = int(state["next_batch"])
-        self._folder.trim_metrics(first)
-        say(f"resuming {self._folder.out} at batch {first}")
         return first
 
     def train(self, first: int) -> None:
