@@ -35,8 +35,8 @@ from duskfuse.tasks.objects import stacked_objects
 
 RESULTS = Path(__file__).parent / "results" / "irdfusion_toy.jsonl"
 HEIGHT, WIDTH = 96, 128
-GRID = (12, 16)
-"""A token for every cell of the finest map."""
+GRID = (6, 8)
+"""A token for four cells of the finest map, and for one of the other."""
 BATCH, HELD_OUT = 8, 200
 CLASSES = objects_named("LLVIP-1")
 PUBLISHED_STD = 0.001

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from bundle_device import packages_of_a_device
 
 from duskfuse.data.progress import set_quiet
 from duskfuse.data.weights import ModelCard, save_weights
+from duskfuse.export.export import export
 from duskfuse.students.unet import UNetStudent
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -62,3 +65,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("student") / "tiny.safetensors"
     save_weights(path, student, ModelCard("unet", student.settings, "luma", "0.1.0", "nothing"))
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with a file for any size, and its archive; not to be changed."""
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    report = export("nano", out=folder, precision=["fp32"], dynamic=True, archive=True)
+    assert report.archive == str(folder) + ".tar.gz"
+    return folder
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    return shutil.copytree(exported, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def bare_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place with the packages that a device has, and no others."""
+    return packages_of_a_device(tmp_path_factory.mktemp("device"))

@@ -14,31 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from bundle_device import SIZE, packages_of_a_device, run_on_device, smooth, write_pair
+from bundle_device import SIZE, run_on_device, smooth, write_pair
 
-from duskfuse.export.export import export
 from duskfuse.export.fuse import fuse
 from duskfuse.export.runtime.__main__ import main
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a file for any size, and its archive."""
-    folder = tmp_path_factory.mktemp("exported") / "bundle"
-    report = export("nano", out=folder, precision=["fp32"], dynamic=True, archive=True)
-    assert report.archive == str(folder) + ".tar.gz"
-    return folder
-
-
-@pytest.fixture
-def bundle(exported: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return shutil.copytree(exported, tmp_path / "bundle")
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packages_of_a_device(tmp_path_factory.mktemp("device"))
 
 
 def here(bundle: Path, *arguments: str | Path, code: int = 0) -> None:
@@ -96,20 +75,19 @@ def test_the_runtime_needs_no_more_than_python_3_8(exported: Path) -> None:
 
 
 def test_a_bundle_fuses_as_a_user_would_type_where_there_is_no_torch(
-    device: Path, exported: Path, tmp_path: Path
+    bare_device: Path, exported: Path, tmp_path: Path
 ) -> None:
     ir, vis = write_pair(tmp_path, smooth(np.uint16, 30000), smooth(np.uint8, 255, (*SIZE, 3)))
     out = tmp_path / "d.png"
     options = ("--thermal-range", "9000:21000")
-    done = run_on_device(device, exported, "run.py", "fuse", "--ir", ir, "--vis", vis, "--out", out, *options)
+    done = run_on_device(bare_device, exported, "run.py", "fuse", "--ir", ir, "--vis", vis, "--out", out, *options)
     assert (done.returncode, done.stderr) == (0, "")
     (tmp_path / "reading.yaml").write_text("thermal_range: [9000, 21000]")
     fuse(ir, vis, tmp_path / "w.png", model=exported / "nano-fp32.onnx", reading=tmp_path / "reading.yaml")
     np.testing.assert_array_equal(cv2.imread(str(out)), cv2.imread(str(tmp_path / "w.png")))
     code = "import importlib.util as i; print([n for n in ('torch', 'duskfuse', 'onnx', 'yaml') if i.find_spec(n)])"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(device)}, check=False
-    )
+    alone = {"PYTHONPATH": str(bare_device)}
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env=alone, check=False)
     assert done.stdout == "[]\n", done.stderr
 
 

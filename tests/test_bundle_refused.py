@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundle_device import packages_of_a_device, run_on_device
+from bundle_device import run_on_device
 
 from duskfuse.export.bundle import write_archive
 from duskfuse.export.export import export
@@ -27,26 +27,6 @@ from duskfuse.export.runtime.network import OnnxNetwork, open_network
 from duskfuse.export.runtime.onnx_file import LARGEST_ONNX_BYTES, check_self_contained
 
 RNG = np.random.default_rng(8)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a file for any size, and its archive."""
-    folder = tmp_path_factory.mktemp("exported") / "bundle"
-    report = export("nano", out=folder, precision=["fp32"], dynamic=True, archive=True)
-    assert report.archive == str(folder) + ".tar.gz"
-    return folder
-
-
-@pytest.fixture
-def bundle(exported: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return shutil.copytree(exported, tmp_path / "bundle")
-
-
-@pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packages_of_a_device(tmp_path_factory.mktemp("device"))
 
 
 def relisted(bundle: Path, change: Callable[[dict[str, dict[str, object]]], None]) -> None:
@@ -256,12 +236,12 @@ def test_an_archive_is_the_same_bytes_wherever_it_is_written_and_unpacks_to_the_
         unpack(archive, tmp_path / "unpacked")
 
 
-def test_the_device_unpacks_an_archive(device: Path, exported: Path, tmp_path: Path) -> None:
-    done = run_on_device(device, exported, "run.py", "verify", f"{exported}.tar.gz", "--out", tmp_path / "new")
+def test_the_device_unpacks_an_archive(bare_device: Path, exported: Path, tmp_path: Path) -> None:
+    done = run_on_device(bare_device, exported, "run.py", "verify", f"{exported}.tar.gz", "--out", tmp_path / "new")
     assert done.returncode == 0, done.stderr
     assert "nano-fp32.onnx" in done.stdout
     (tmp_path / "new" / "run.py").write_text("print('other')")
-    done = run_on_device(device, exported, "run.py", "verify", tmp_path / "new")
+    done = run_on_device(bare_device, exported, "run.py", "verify", tmp_path / "new")
     assert (done.returncode, "run.py" in done.stderr) == (2, True)
 
 
