@@ -18,10 +18,10 @@ from duskfuse.data.images import to_u8, write_picture
 from duskfuse.data.pair_files import PairFiles, SourcePicture, read_pair
 from duskfuse.data.progress import say, track
 from duskfuse.data.reading import AS_STORED, Reading, load_reading
-from duskfuse.evaluate.fusers import Fuser, open_fuser
+from duskfuse.evaluate.fusers import Fuser
 from duskfuse.export.runtime.fuser import luminance, recombine
 from duskfuse.export.runtime.liveness import liveness, mixed
-from duskfuse.export.steered import SteeringWanted, open_steered
+from duskfuse.export.steered import SteeringWanted, open_model
 from duskfuse.students.zoo import DEFAULT
 
 _NAMED = 10
@@ -95,7 +95,7 @@ def fuse(
     wanted = SteeringWanted(steering, task, critic, backbone)
     reading = load_reading(reading) if isinstance(reading, Path) else reading
     if ir.is_dir():
-        fuser = _opened(model, wanted)
+        fuser = open_model(model, wanted)
         return _fuse_folders(
             ir, vis, out, fuser, fallback=fallback, overwrite=overwrite, reading=reading, started=started
         )
@@ -107,13 +107,9 @@ def fuse(
             rule="nothing is overwritten unasked",
             remedy="give another --out, or --overwrite",
         )
-    fuser = _opened(model, wanted)
+    fuser = open_model(model, wanted)
     span = _fuse_pair(fuser, _pair(ir.stem, ir, vis, reading), out, fallback=fallback)
     return FuseReport(fuser.name, fuser.backend, [str(out)], [], span, time.monotonic() - started)
-
-
-def _opened(model: str | Path, wanted: SteeringWanted) -> Fuser:
-    return open_steered(model, wanted) if wanted else open_fuser(model)
 
 
 def _fuse_folders(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from duskfuse.data.errors import DuskfuseError, InputError
 from duskfuse.data.fuser import Colour
 from duskfuse.data.reading import AS_STORED, Reading
-from duskfuse.evaluate.fusers import Fuser, TorchFuser, open_fuser
+from duskfuse.evaluate.fusers import Fuser
 from duskfuse.export.runtime.alignment import Alignment
 from duskfuse.export.runtime.errors import DeviceError, DeviceInputError
 from duskfuse.export.runtime.live import LiveOptions, check, network_threads, run_live
@@ -21,6 +21,7 @@ from duskfuse.export.runtime.pairing import MAX_SKEW
 from duskfuse.export.runtime.pipeline import Settings
 from duskfuse.export.runtime.sources import is_moving
 from duskfuse.export.runtime.thermal import ThermalInput
+from duskfuse.export.steered import SteeringWanted, open_model
 from duskfuse.students.zoo import DEFAULT
 
 
@@ -37,6 +38,10 @@ def fuse_live(
     out: Sequence[str] = (),
     *,
     model: str | Path = DEFAULT,
+    steering: Path | None = None,
+    task: str | None = None,
+    critic: Path | None = None,
+    backbone: Path | None = None,
     reading: Reading = AS_STORED,
     max_skew: float = MAX_SKEW,
     offset: float = 0.0,
@@ -57,6 +62,10 @@ def fuse_live(
         vis: visible source.
         out: ``.mp4`` or ``.mkv`` files, folders for PNG files, RTSP URLs to push to.
         model: zoo name, student checkpoint or ONNX file.
+        steering: of the model, with ``task`` or ``critic``; see `duskfuse.export.fuse.fuse`.
+        task: what the pictures are made for.
+        critic: task network that looks at every picture.
+        backbone: of an SLGNet detector as ``critic``.
         reading: how the infrared frames are scaled and brought to the visible grid; percentiles of deep ones move
             slowly, so that the video does not flicker.
         max_skew: seconds between the two frames of a pair at most.
@@ -78,7 +87,8 @@ def fuse_live(
     options = LiveOptions(ir, vis, tuple(out), show, web, stats, overwrite, quiet, settings)
     try:
         check(options)
-        network = _Planes(open_fuser(model, network_threads()))
+        wanted = SteeringWanted(steering, task, critic, backbone)
+        network = _Planes(open_model(model, wanted, network_threads()))
         return {"model": network.name, **run_live(options, network, thermal_input(reading))}
     except DeviceInputError as error:
         raise InputError(error.seen, rule=error.rule, remedy=error.remedy) from error
@@ -113,6 +123,6 @@ class _Planes:
 
     def run(self, ir: NDArray[np.float32], vis: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `pipeline.PlaneNetwork`."""
-        if isinstance(self._fuser, TorchFuser) and self.rgb:
+        if self.rgb:
             return self._fuser.fuse_colours(ir, vis.transpose(1, 2, 0)).transpose(2, 0, 1)
         return self._fuser.fuse(ir, vis)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from duskfuse.data.errors import InputError
 from duskfuse.data.images import file_sha256
-from duskfuse.data.weights import ModelCard, read_card
-from duskfuse.distill.closed_loop.live import LiveSteering, steer_live
-from duskfuse.evaluate.fusers import TorchFuser
-from duskfuse.students.steering.fixed import FixedSteering
-from duskfuse.students.steering.steering_file import steer_for
-from duskfuse.students.zoo import load_student
+from duskfuse.evaluate.fusers import Fuser, TorchFuser, open_fuser
 
-SteeredModule = FixedSteering | LiveSteering
+if TYPE_CHECKING:
+    from torch import nn
+
+    from duskfuse.data.weights import ModelCard
+    from duskfuse.distill.closed_loop.live import LiveSteering
+    from duskfuse.students.steering.fixed import FixedSteering
+
+    SteeredModule = FixedSteering | LiveSteering
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class SteeringWanted:
         Raises:
             InputError: task and network are both given, or the file is missing; as `steer_for` and `steer_live`.
         """
+        from duskfuse.distill.closed_loop.live import steer_live
+        from duskfuse.students.steering.steering_file import steer_for
+
         if self.critic is None:
             if self.backbone is not None:
                 raise InputError("--backbone without --critic", rule="it belongs to a detector", remedy="give both")
@@ -58,6 +62,8 @@ class SteeringWanted:
 
     def on_card(self, card: ModelCard, steered: SteeredModule) -> ModelCard:
         """A student's card that says so; scores and scales of the student itself are no longer true."""
+        from duskfuse.data.weights import read_card
+
         assert self.file is not None
         trained_on = read_card(self.file).training_data
         how = f"steered for {steered.task} by {file_sha256(self.file)[:12]}, trained on {trained_on}"
@@ -67,17 +73,25 @@ class SteeringWanted:
         return replace(card, metrics={}, int8_scales={}, notes=notes, colour=steered.colour.value)
 
 
-def open_steered(model: str | Path, wanted: SteeringWanted) -> TorchFuser:
-    """Open a student that is steered.
+def open_model(model: str | Path, wanted: SteeringWanted, threads: int | None = None) -> Fuser:
+    """Open a model, steered where that is wanted; ``threads`` as for `open_fuser`.
 
-    Raises InputError as `load_student` and `SteeringWanted.around` do, and for ONNX files.
+    Raises InputError as `open_fuser`, `load_student` and `SteeringWanted.around` do, and for steered ONNX files.
     """
+    if not wanted:
+        return open_fuser(model, threads)
     if Path(model).suffix.lower() == ".onnx":
         raise InputError(
             f"{model} with steering",
             rule="steering goes into a student",
             remedy="export the student with --steering, and fuse with that file",
         )
+    import torch
+
+    from duskfuse.students.zoo import load_student
+
+    if threads is not None:
+        torch.set_num_threads(threads)
     student, _ = load_student(model)
     steered = wanted.around(student)
     return TorchFuser(steered, f"{Path(model).name} for {steered.task}{', live' * (wanted.critic is not None)}")

@@ -18,6 +18,7 @@ from duskfuse.data.images import ThermalRange
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard, save_weights
 from duskfuse.export.fuse_live import fuse_live, thermal_input, wants_live
+from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph
 from duskfuse.students.mobile import MobileStudent
 
 pytest.importorskip("av")
@@ -57,9 +58,14 @@ def test_a_student_of_colours_fuses_videos(videos: tuple[str, str], tmp_path: Pa
     student = MobileStudent(colour="rgb")
     path = tmp_path / "mobile.safetensors"
     save_weights(path, student, ModelCard("mobile", student.settings, "rgb", "0.1.0", "nothing"))
-    state = fuse_live(*videos, [str(tmp_path / "o")], model=path, quiet=True)
-    assert state["frames"] == 8
-    assert cv2.imread(str(tmp_path / "o" / "000007.png")).shape == (*SIZE, 3)
+    file = tmp_path / "mobile.onnx"
+    save_graph(build_graph(DeployedStudent(student), size=SIZE), file)
+    for model in (path, file):
+        out = tmp_path / model.suffix
+        assert fuse_live(*videos, [str(out)], model=model, quiet=True)["frames"] == 8
+    ours, theirs = (cv2.imread(str(tmp_path / kind / "000007.png")) for kind in (".safetensors", ".onnx"))
+    assert ours.shape == (*SIZE, 3)
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def test_pictures_and_folders_stay_pictures_and_folders(tmp_path: Path, checkpoint: Path) -> None:

@@ -24,6 +24,7 @@ from duskfuse.distill.closed_loop.loop_task import LoopTask, deepest_layer
 from duskfuse.distill.critics import Critic
 from duskfuse.export.export import export
 from duskfuse.export.fuse import fuse
+from duskfuse.export.fuse_live import fuse_live
 from duskfuse.export.onnx_graph import DeployedStudent, build_graph, save_graph, set_properties
 from duskfuse.export.tensorrt_lint import lint
 from duskfuse.students.fold import fold_batchnorm
@@ -229,6 +230,20 @@ def test_a_live_bundle_is_written_and_verified(files: tuple[Path, Path, Path], t
     assert np.abs(own - live).max() <= 1
 
 
+@pytest.mark.parametrize("how", ["task", "critic"])
+def test_sequences_are_fused_as_pictures_are(files: tuple[Path, Path, Path], tmp_path: Path, how: str) -> None:
+    steering, critic, folder = files
+    wanted = {"steering": steering, **({"critic": critic} if how == "critic" else {"task": "segmentation"})}
+    fuse(folder / "ir", folder / "vis", tmp_path / "pictures", model="nano", **wanted)  # type: ignore[arg-type]
+    sides = (str(folder / side / "%d.png") for side in ("ir", "vis"))
+    state = fuse_live(*sides, [str(tmp_path / "sequence")], model="nano", quiet=True, **wanted)  # type: ignore[arg-type]
+    assert (state["frames"], state["model"].startswith("nano for segmentation")) == (2, True)
+    for number in range(2):
+        picture = read_picture(tmp_path / "pictures" / f"{number}.png").astype(int)
+        frame = read_picture(tmp_path / "sequence" / f"{number:06d}.png").astype(int)
+        assert np.abs(picture - frame).max() <= 1
+
+
 def test_what_does_not_go_together_is_refused(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
     steering, critic, folder = files
     sides = (folder / "ir", folder / "vis", tmp_path / "out")
@@ -243,8 +258,3 @@ def test_what_does_not_go_together_is_refused(files: tuple[Path, Path, Path], tm
         export("nano", out=tmp_path / "b", dynamic=True, steering=steering, critic=critic)
     with pytest.raises(InputError, match="steering goes into a student"):
         fuse(*sides, model=tmp_path / "x.onnx", steering=steering, critic=critic)
-    video = CliRunner().invoke(
-        app, ["fuse", "--ir", "a.mp4", "--vis", "b.mp4", "--out", "c.mp4", "--critic", str(critic)]
-    )
-    assert video.exit_code == 2
-    assert "export it first" in video.output

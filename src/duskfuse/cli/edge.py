@@ -120,14 +120,16 @@ def fuse_command(
         how = _reading(reading, thermal_range, percentiles, black_hot, resize_ir, homography)
         places = out or []
         if wants_live(ir, vis, places, views=show_window or web is not None):
-            if any(value is not None for value in (steering, task, critic, backbone)):
-                refuse("--steering with moving pictures", rule="they are fused by files", remedy="export it first")
             times = {"max_skew": max_skew, "offset": offset}
             state = fuse_live(
                 ir,
                 vis,
                 places,
                 model=model,
+                steering=steering,
+                task=task,
+                critic=critic,
+                backbone=backbone,
                 reading=how,
                 show=show_window,
                 web=web,
