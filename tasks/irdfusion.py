@@ -8,8 +8,8 @@ convolution over both modalities ("NiN").
 
 What the published code repeats for nothing is done once: projections and relation map of the held modality, and one
 product of attention and merged values. It also has parts that nothing uses, two networks and a convolution with 18 d²
-of its 44 d² parameters, a λ that multiplies the wrong value in its infrared part, attention that starts uniform, and
-another interpolation in training than in use; ``published`` builds all of that.
+of its 44 d² parameters, a λ that multiplies the wrong value in its infrared part, and another interpolation in training
+than in use; ``published`` builds all of that.
 """
 
 from __future__ import annotations
@@ -171,12 +171,7 @@ class IrdFusion(nn.Module):
         """A mutual relation module: the readers of both modalities."""
         return {
             modality: RelationReader(
-                width,
-                heads,
-                dropout,
-                lambda_on_own=self.published and modality == "ir",
-                near_zero=self.published,
-                key_bias=self.published,
+                width, heads, dropout, lambda_on_own=self.published and modality == "ir", key_bias=self.published
             )
             for modality in ("vis", "ir")
         }

@@ -5,11 +5,7 @@ modality's own matter, what is read there is its own value and λ times the othe
 feed-forward network inside (IRDFusion, arXiv 2509.09085, and its published code).
 
 The published code multiplies λ by the infrared's own value and not by the visible one's, in its infrared part; that is
-`lambda_on_own`. It also starts with all projections near zero. Attention is then the same everywhere, the module says
-one thing of the whole picture, and training hardly leaves that: what the trained block adds differs over the picture
-by one or two hundredths of what it is added to (docs/tasks.md). Here queries and keys start as the same projection,
-long enough that a token first reads itself and what is like it; the output still starts near zero, and so the block
-as its baseline.
+`lambda_on_own`.
 """
 
 from __future__ import annotations
@@ -20,9 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-_NEAR_ZERO = 0.001
-_OWN_SCORE = 12.0
-"""Before the softmax, of a token with itself at first; its mean over random projections."""
+_PROJECTION_STD = 0.001
 _VECTOR_STD = 0.1
 _MOST_EXPONENT = 5.0
 """exp of more would leave the range that half precision can multiply with."""
@@ -66,7 +60,6 @@ class RelationReader(nn.Module):
         heads: of the attention.
         dropout: of the attention and of the output, in training.
         lambda_on_own: λ multiplies the own value instead of the other's.
-        near_zero: all projections start near zero.
         key_bias: a bias of the keys adds the same to every score of a row, which softmax takes away again; such a
             parameter never has a gradient, so it is only there to have what the published code has.
     """
@@ -75,14 +68,7 @@ class RelationReader(nn.Module):
     """Of λ: 0.3555 at the start."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        dropout: float,
-        *,
-        lambda_on_own: bool = False,
-        near_zero: bool = False,
-        key_bias: bool = False,
+        self, width: int, heads: int, dropout: float, *, lambda_on_own: bool = False, key_bias: bool = False
     ) -> None:
         super().__init__()
         self.heads, self.lambda_on_own = heads, lambda_on_own
@@ -91,15 +77,8 @@ class RelationReader(nn.Module):
         self.key = nn.Linear(width, width, bias=key_bias)
         self.gain = DifferentialGain(width)
         self.drop_attention, self.drop_output = nn.Dropout(dropout), nn.Dropout(dropout)
-        self._start(_NEAR_ZERO if near_zero else width**-0.5)
-        if not near_zero:
-            with torch.no_grad():
-                self.query.weight.mul_(math.sqrt(_OWN_SCORE / math.sqrt(width / heads)))
-                self.key.weight.copy_(self.query.weight)
-
-    def _start(self, deviation: float) -> None:
         for linear in (self.query, self.key, self.value, self.output):
-            nn.init.normal_(linear.weight, std=_NEAR_ZERO if linear is self.output else deviation)
+            nn.init.normal_(linear.weight, std=_PROJECTION_STD)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 

@@ -206,26 +206,6 @@ def test_a_single_iteration_equals_the_slow_form_and_has_no_guidance() -> None:
         assert (ours - theirs).abs().max() < EXACT
 
 
-@pytest.mark.parametrize("width", [64, 128, 256])
-def test_tokens_first_read_themselves_and_as_published_all_alike(width: int) -> None:
-    """Own scores are 12 on average; near-zero projections give uniform attention. Both blocks start silent."""
-    torch.manual_seed(0)
-    tokens = torch.randn(2, 80, width)
-    for near_zero in (False, True):
-        reader = RelationReader(width, 8, 0.0, near_zero=near_zero)
-        own = reader.relate(tokens).attention.detach().diagonal(dim1=-2, dim2=-1)
-        query = reader.query(reader.norm(tokens)).unflatten(-1, (8, -1))
-        scores = query.square().sum(dim=-1).mean() / math.sqrt(width / 8)
-        if near_zero:
-            torch.testing.assert_close(own, torch.full_like(own, 1 / 80), atol=1e-4, rtol=0)
-        else:
-            assert float(own.mean()) > 0.4
-            assert abs(float(scores) - 12) < 2
-        assert (
-            float(reader.read(reader.relate(tokens), tokens.unflatten(-1, (8, -1)).transpose(1, 2)).abs().max()) < 0.1
-        )
-
-
 def test_relation_map_identity() -> None:
     """F'_v − βF'_t = (A_v − βλ_t A_t) V_v − (βA_t − λ_v A_v) V_t, before the output projections."""
     loop = block().loop_vis
