@@ -1,6 +1,6 @@
 """Toy detection: squares that one camera alone sees, among squares that both see. Which part of IRDFusion adds what?
 
-    python benchmarks/irdfusion_toy.py [--only ROW ...] [--seeds 2 3 4] [--updates 400] [--table]
+    python benchmarks/irdfusion_toy.py [--only ROW ...] [--seeds 2 3 4] [--updates 300] [--table]
 
 An object is a bright square in one of two pictures; a square in both is clutter. The background is common to both, at
 another gain. The same small detector is trained on the same batches with different blocks between its encoders and its
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[2, 3, 4])
-    parser.add_argument("--updates", type=int, default=400)
+    parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
