@@ -107,7 +107,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     for name, steering in steerings.items():
         rows |= pictures(name, steering, pairs / "val", judges, options)
     return {
-        "settings": {"data": str(options.data and options.data.name), "student": student, "updates": options.batches}
+        "settings": {
+            "data": options.data.name if options.data else "built-in scenes",
+            "student": student,
+            "updates": options.batches,
+        }
         | {"pairs": len(find_pairs(pairs, split="train")), "held out": len(find_pairs(pairs, split="val"))}
         | {"judges": {name: UPDATES[JUDGES[name][0]] * options.judge_share for name in judges}}
         | {"judges see": options.judges_see, "fidelity": options.fidelity},
