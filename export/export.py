@@ -25,6 +25,7 @@ from duskfuse.data.images import file_sha256
 from duskfuse.data.progress import say
 from duskfuse.data.reading import Reading
 from duskfuse.data.weights import ModelCard
+from duskfuse.distill.closed_loop.live import LiveSteering
 from duskfuse.evaluate.fusers import size_text
 from duskfuse.export.bundle import check_model_name, forget_earlier_bundle, write_archive, write_bundle
 from duskfuse.export.calibration import MOST_PAIRS, Planes, calibration_pairs
@@ -46,6 +47,7 @@ from duskfuse.export.verify import PICTURES, Reference, Verification
 from duskfuse.students.edge import EdgeStudent, without_depth_to_space
 from duskfuse.students.int8_drift import Drift
 from duskfuse.students.zoo import WEIGHTS, ModelName, load_student
+from duskfuse.tasks.slgnet.detector import SlgDetector
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -175,8 +177,8 @@ def export(
     source = _source_file(model)
     name = source.stem
     if wanted := SteeringWanted(steering, task, critic, backbone):
-        _refuse_any_size(wanted, dynamic=dynamic)
         student = wanted.around(student)
+        _check_live(student, dynamic=dynamic)
         card = wanted.on_card(card, student)
         name += f"-live-{student.task}" if critic else f"-{student.task}"
     check_model_name(name)
@@ -343,12 +345,21 @@ def _precisions(texts: Sequence[str]) -> list[Precision]:
     return [Precision(text) for text in dict.fromkeys(texts)]
 
 
-def _refuse_any_size(wanted: SteeringWanted, *, dynamic: bool) -> None:
-    if dynamic and wanted.critic is not None:
+def _check_live(student: nn.Module, *, dynamic: bool) -> None:
+    """Raise InputError for what a file cannot hold of a live closed loop."""
+    if not isinstance(student, LiveSteering):
+        return
+    if dynamic:
         raise InputError(
             "--critic with --dynamic",
             rule="what a network sees is described by matrices that are made for one size",
             remedy="export with the --size of the pictures, which may be given several times",
+        )
+    if isinstance(student.critic, SlgDetector):
+        raise InputError(
+            "--critic with an SLGNet detector",
+            rule="it reads words about every picture, and a file holds none",
+            remedy="export with --for detection, or with another detector",
         )
 
 

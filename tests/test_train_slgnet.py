@@ -28,6 +28,8 @@ from duskfuse.distill.slgnet_job import SlgDetectionJob
 from duskfuse.distill.task_training import SlgTraining, task_training
 from duskfuse.distill.train_task import train_task
 from duskfuse.evaluate.torch_predictors import DetectorPredictor
+from duskfuse.export.export import export
+from duskfuse.export.fuse import fuse
 from duskfuse.tasks.fusion_blocks import FusionBlock
 from duskfuse.tasks.open_task_network import open_any_detector, open_task_network
 from duskfuse.tasks.slgnet.caption_rules import RuleCaptions, every_text
@@ -227,6 +229,11 @@ def test_distill_and_steer_ask_it_as_a_critic(scenes: Path, by_rules: Path, back
     assert f"backbone: {backbone}" in (steered / "recipe.yaml").read_text()
     with pytest.raises(InputError, match="which is not given"):
         steer(scenes, student="nano", critics=[by_rules], out=tmp_path / "x", changes=STEER)
+    live = {"steering": steered / "steering.safetensors", "critic": by_rules, "backbone": backbone}
+    made = fuse(scenes / "ir", scenes / "vis", tmp_path / "live", model="nano", **live)
+    assert len(made.written) == len(find_pairs(scenes))
+    with pytest.raises(InputError, match="words about every picture"):
+        export("nano", out=tmp_path / "bundle", **live)
 
 
 def test_what_steers_are_the_features_after_language(by_rules: Path, backbone: Path) -> None:

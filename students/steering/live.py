@@ -102,8 +102,7 @@ class _PlainLayerNorm(nn.Module):
 
 
 def _without_layer_norm(compensation: Compensation) -> Compensation:
-    perceptrons = (module for module in compensation.modules() if isinstance(module, nn.Sequential))
-    for perceptron in perceptrons:
+    for perceptron in [module for module in compensation.modules() if isinstance(module, nn.Sequential)]:
         for number, layer in enumerate(perceptron):
             if isinstance(layer, nn.LayerNorm):
                 perceptron[number] = _PlainLayerNorm(layer)
