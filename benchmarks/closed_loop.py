@@ -28,25 +28,17 @@ import cv2
 import torch
 from halved_pairs import halve_pairs
 
-from duskfuse.data.images import to_u8, write_picture
 from duskfuse.data.layout import find_pairs
-from duskfuse.data.progress import track
 from duskfuse.data.scenes.kinds import BOX_CLASS_OF
 from duskfuse.data.scenes.write import write_scenes
-from duskfuse.distill.closed_loop.loop import ClosedLoop, shown
-from duskfuse.distill.closed_loop.loop_task import LoopTask, deepest_layer
-from duskfuse.distill.closed_loop.measure import whole_batch
 from duskfuse.distill.closed_loop.steer import WEIGHTS_FILE, steer
 from duskfuse.distill.closed_loop.steer_config import SteerTraining
-from duskfuse.distill.ground_truth import WantedTruth
 from duskfuse.distill.train_task import train_task
 from duskfuse.evaluate.evaluate import evaluate
 from duskfuse.evaluate.network_scores import network_scores
 from duskfuse.export.fuse import fuse
 from duskfuse.students.steering.steered import weights_digest
-from duskfuse.students.steering.steering_file import load_steering
 from duskfuse.students.zoo import load_student
-from duskfuse.tasks.open_task_network import open_task_network
 from duskfuse.tasks.task_network import Task
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -216,28 +208,10 @@ def pictures(
             steering=steering,
             task=task.value,
         )
-    student, _ = load_student(options.student)
-    network = load_steering(steering, student).eval()
     for number, (asking, path) in enumerate(judges.items()):
-        found[f"{name}, live for {asking}"] = place / f"live-{number}"
-        critic = open_task_network(path).freeze()
-        live_pictures(
-            ClosedLoop(network, [LoopTask(critic, deepest_layer(critic))]), held_out, place / f"live-{number}"
-        )
+        found[f"{name}, live for {asking}"] = out = place / f"live-{number}"
+        fuse(held_out / "ir", held_out / "vis", out, model=options.student, steering=steering, critic=path)
     return found
-
-
-@torch.no_grad()
-def live_pictures(loop: ClosedLoop, held_out: Path, out: Path) -> None:
-    """What the loop shows when its task network looks at every picture first."""
-    (task,) = loop.tasks
-    for files in track(find_pairs(held_out), f"live for {task.name}"):
-        written = out / f"{files.vis.path.stem}.png"
-        if not written.exists():
-            batch = whole_batch(loop, files, WantedTruth())
-            seen = task.see(loop.first_pictures(batch), batch.ir)
-            output, _ = loop.network.steer(batch.vis_y, batch.ir, seen.features)
-            write_picture(written, to_u8(shown(output, batch)[0].permute(1, 2, 0).numpy()))
 
 
 def judged(

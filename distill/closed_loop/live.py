@@ -13,8 +13,9 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from duskfuse.data.colour import luminance, recombine
+from duskfuse.data.colour import luminance
 from duskfuse.data.fuser import Colour, FusionOutput
+from duskfuse.distill.closed_loop.loop import shown
 from duskfuse.distill.closed_loop.loop_task import LoopTask, deepest_layer
 from duskfuse.distill.critics import Critic
 from duskfuse.students.steering.live import LiveCompensation
@@ -59,7 +60,7 @@ class LiveSteering(nn.Module):
     def forward(self, vis: Tensor, ir: Tensor) -> FusionOutput:
         """Fuse visible RGB ``[1, 3, H, W]`` and infrared ``[1, 1, H, W]`` in [0, 1] into RGB with its luminance."""
         seen = vis if self.student_colour is Colour.RGB else luminance(vis)
-        first = _coloured(self.student(seen, ir), vis)
+        first = shown(self.student(seen, ir), vis)
         features = LoopTask(self.critic, self.layer).features(first, ir)
 
         def compensated(number: int, maps: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class LiveSteering(nn.Module):
         changes = {tap: lambda maps, number=number: compensated(number, maps) for number, tap in enumerate(self.taps)}
         with replacing(self.student, changes):
             output: FusionOutput = self.student(seen, ir)
-        return FusionOutput(output.y, rgb=_coloured(output, vis))
+        return FusionOutput(output.y, rgb=shown(output, vis))
 
 
 def steer_live(student: nn.Module, steering: Path, critic: Path, backbone: Path | None = None) -> LiveSteering:
@@ -86,7 +87,3 @@ def steer_live(student: nn.Module, steering: Path, critic: Path, backbone: Path 
     """
     network = open_task_network(critic, backbone=backbone).freeze()
     return LiveSteering(load_steering(steering, student), network)
-
-
-def _coloured(output: FusionOutput, vis: Tensor) -> Tensor:
-    return recombine(output.y, vis) if output.rgb is None else output.rgb

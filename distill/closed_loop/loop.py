@@ -84,7 +84,7 @@ class ClosedLoop:
     def first_pictures(self, batch: Batch) -> Tensor:
         """What the student makes by itself, RGB without a graph."""
         with torch.no_grad():
-            return shown(self.network.student(self._vis(batch), batch.ir), batch)
+            return shown(self.network.student(self._vis(batch), batch.ir), batch.vis)
 
     def turn(self, batch: Batch, task: LoopTask, first: Tensor, generator: torch.Generator | None = None) -> Turn:
         """Steer a batch for one task; only the steered picture and its loss carry a graph."""
@@ -92,13 +92,13 @@ class ClosedLoop:
             seen = task.see(first, batch.ir)
             first_loss = task.loss(seen.prediction, batch)
         output, needs = self.network.steer(self._vis(batch), batch.ir, seen.features, generator)
-        picture = shown(output, batch)
+        picture = shown(output, batch.vis)
         return Turn(first_loss, task.loss(task.see(picture, batch.ir).prediction, batch), picture, needs)
 
     def fixed_pictures(self, batch: Batch, task: str) -> Tensor:
         """Pictures steered by what a task needs on average, without looking at the first ones."""
         needs = self.network.steering.needs(task)
-        return shown(self.network(self._vis(batch), batch.ir, needs), batch)
+        return shown(self.network(self._vis(batch), batch.ir, needs), batch.vis)
 
     def _vis(self, batch: Batch) -> Tensor:
         return batch.vis if self.network.colour is Colour.RGB else batch.vis_y
@@ -166,6 +166,6 @@ def put_gradient(direction: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         start += parameter.numel()
 
 
-def shown(output: FusionOutput, batch: Batch) -> Tensor:
-    """A fused picture as task networks see it, RGB."""
-    return recombine(output.y, batch.vis) if output.rgb is None else output.rgb
+def shown(output: FusionOutput, vis: Tensor) -> Tensor:
+    """A fused picture as task networks see it, in the colours of ``vis``, RGB ``[B, 3, H, W]``."""
+    return recombine(output.y, vis) if output.rgb is None else output.rgb
